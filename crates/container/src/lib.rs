@@ -1,0 +1,3 @@
+//! One sandbox on one node.
+
+pub mod launch;

@@ -1,0 +1,6 @@
+//! Raw Linux for DVS: the only crate with `unsafe` code.
+//!
+//! Each module wraps one part of the kernel's interface in safe types; every `unsafe` block says the
+//! invariant that makes it sound. Nothing here knows what a DC is.
+
+pub mod error;
