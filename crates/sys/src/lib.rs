@@ -3,4 +3,8 @@
 //! Each module wraps one part of the kernel's interface in safe types; every `unsafe` block says the
 //! invariant that makes it sound. Nothing here knows what a DC is.
 
+pub mod clock;
 pub mod error;
+pub mod filelock;
+pub mod fork;
+pub mod signals;
