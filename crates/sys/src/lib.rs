@@ -7,4 +7,6 @@ pub mod clock;
 pub mod error;
 pub mod filelock;
 pub mod fork;
+pub mod ghost;
 pub mod signals;
+pub mod task;
