@@ -1,1 +1,5 @@
-//! Placeholder until its first module lands.
+//! The linux personality.
+
+#![forbid(unsafe_code)]
+
+pub mod core;

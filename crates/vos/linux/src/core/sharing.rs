@@ -1,0 +1,1 @@
+//! What keeps programs together (placeholder text replaced below).
