@@ -3,10 +3,19 @@
 //! Each module wraps one part of the kernel's interface in safe types; every `unsafe` block says the
 //! invariant that makes it sound. Nothing here knows what a DC is.
 
+pub mod capability;
 pub mod clock;
+pub mod descriptor;
 pub mod error;
+pub mod features;
 pub mod filelock;
 pub mod fork;
 pub mod ghost;
+pub mod mount;
+pub mod namespace;
+pub mod process;
+pub mod ptrace;
+pub mod seccomp;
 pub mod signals;
 pub mod task;
+pub mod untrapped;
