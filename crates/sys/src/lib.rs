@@ -10,6 +10,7 @@ pub mod error;
 pub mod features;
 pub mod filelock;
 pub mod fork;
+pub mod fuse;
 pub mod ghost;
 pub mod mount;
 pub mod namespace;
