@@ -1,0 +1,310 @@
+//! Output streams: away to home.
+//!
+//! The credit follows the free room in home's pipe, so that a body can run ahead of a slow reader by
+//! no more than its local pipe holds beyond what it could natively: `seq 20000 | head -1` must still
+//! die of SIGPIPE. For the same reason the local pipe starts with one page and grows only for writers
+//! of small records and for those that have passed a lot already ([`OutputSender::slots`]).
+//!
+//! Writes of at most `PIPE_BUF` bytes stay atomic: the local pipe is in packet mode, so each write is
+//! a record; records travel with the bytes and are never split at home.
+
+use std::collections::VecDeque;
+
+use super::Violation;
+use crate::messages::MAX_RECORD;
+
+/// Most bytes that a sender may have under way, whatever room there is.
+pub const MAX_WINDOW: u64 = 256 << 10;
+/// Credit below which the receiver looks whether it can give more.
+const LOW_CREDIT: u64 = 32 << 10;
+/// Credit below which a sender stops: the next record might not fit.
+const STALLED: u64 = MAX_RECORD as u64;
+/// Bytes after which a writer counts as a stream of bulk data.
+const BULK: u64 = 256 << 10;
+/// Slots of a local pipe once it has grown: as a native pipe.
+const MANY_SLOTS: usize = 16;
+/// Records that must have been seen before their size is judged.
+const JUDGED_RECORDS: u64 = 8;
+/// Mean size of records up to which [`MANY_SLOTS`] of them hold no more than one page.
+const SMALL_RECORD: u64 = MAX_RECORD as u64 / MANY_SLOTS as u64;
+
+/// Away: takes records out of the body's pipe as credit allows.
+#[derive(Debug, Clone)]
+pub struct OutputSender {
+    credit: u64,
+    taken: u64,
+    records: u64,
+    ended: bool,
+}
+
+impl OutputSender {
+    /// With the credit that came with the descriptor.
+    #[must_use]
+    pub fn new(credit: u64) -> Self {
+        OutputSender { credit: credit.min(MAX_WINDOW), taken: 0, records: 0, ended: false }
+    }
+
+    /// Whether a record may be taken out of the pipe now.
+    #[must_use]
+    pub fn may_take(&self) -> bool {
+        !self.ended && self.credit - self.taken >= STALLED
+    }
+
+    /// A record was taken and will be sent.
+    pub fn took(&mut self, length: usize) {
+        debug_assert!(self.may_take() && length <= MAX_RECORD);
+        self.taken += length as u64;
+        self.records += 1;
+    }
+
+    /// Nobody writes any more and the pipe is empty.
+    pub fn end(&mut self) {
+        self.ended = true;
+    }
+
+    /// More may be sent. Totals that go back or too far are not believed.
+    pub fn credit(&mut self, total: u64) -> Result<(), Violation> {
+        if total > self.taken + MAX_WINDOW {
+            return Err(Violation("credit over the window"));
+        }
+        self.credit = self.credit.max(total);
+        Ok(())
+    }
+
+    /// Everything written until now, when `available` bytes wait in the pipe.
+    #[must_use]
+    pub fn mark(&self, available: usize) -> u64 {
+        self.taken + available as u64
+    }
+
+    /// Whether all that a mark stands for has been sent.
+    #[must_use]
+    pub fn passed(&self, mark: u64) -> bool {
+        self.ended || self.taken >= mark
+    }
+
+    /// How many slots the local pipe shall have.
+    #[must_use]
+    pub fn slots(&self) -> usize {
+        let small = self.records >= JUDGED_RECORDS && self.taken <= self.records * SMALL_RECORD;
+        if small || self.taken >= BULK { MANY_SLOTS } else { 1 }
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Chunk {
+    bytes: Vec<u8>,
+    start: usize,
+    /// Lengths of the records not written yet; the first may have been written in part.
+    records: VecDeque<u16>,
+}
+
+/// Home: writes records into the real pipe or terminal and gives credit as room appears there.
+#[derive(Debug, Clone)]
+pub struct OutputReceiver {
+    granted: u64,
+    received: u64,
+    written: u64,
+    pending: VecDeque<Chunk>,
+    ended: bool,
+}
+
+impl OutputReceiver {
+    /// With the room that the pipe has now; [`OutputReceiver::granted`] goes with the descriptor.
+    #[must_use]
+    pub fn new(room: usize) -> Self {
+        OutputReceiver {
+            granted: (room as u64).min(MAX_WINDOW),
+            received: 0,
+            written: 0,
+            pending: VecDeque::new(),
+            ended: false,
+        }
+    }
+
+    /// Bytes that the sender may have sent in all.
+    #[must_use]
+    pub fn granted(&self) -> u64 {
+        self.granted
+    }
+
+    /// Bytes arrived. `records` as in [`crate::CarryMessage::StreamData`], checked.
+    pub fn data(&mut self, records: Vec<u16>, bytes: Vec<u8>) -> Result<(), Violation> {
+        if self.ended {
+            return Err(Violation("data after the end"));
+        }
+        if self.received + bytes.len() as u64 > self.granted {
+            return Err(Violation("data over the credit"));
+        }
+        self.received += bytes.len() as u64;
+        let records = if records.is_empty() {
+            bytes
+                .chunks(MAX_RECORD)
+                .map(|record| u16::try_from(record.len()).unwrap_or(u16::MAX))
+                .collect()
+        } else {
+            records.into()
+        };
+        self.pending.push_back(Chunk { bytes, start: 0, records });
+        Ok(())
+    }
+
+    /// The sender has no more, or is gone.
+    pub fn end(&mut self) {
+        self.ended = true;
+    }
+
+    /// What to write next with one call: records that fit into one atomic write together, or a run of
+    /// full pages (which a pipe accepts in whole pages only).
+    #[must_use]
+    pub fn next(&self) -> Option<&[u8]> {
+        let chunk = self.pending.front()?;
+        let mut length = 0;
+        if chunk.records.front().is_some_and(|&first| usize::from(first) == MAX_RECORD) {
+            for &record in &chunk.records {
+                if usize::from(record) != MAX_RECORD {
+                    break;
+                }
+                length += MAX_RECORD;
+            }
+        } else {
+            for &record in &chunk.records {
+                if length + usize::from(record) > MAX_RECORD {
+                    break;
+                }
+                length += usize::from(record);
+            }
+        }
+        chunk.bytes.get(chunk.start..chunk.start + length)
+    }
+
+    /// So many bytes of [`OutputReceiver::next`] were written.
+    pub fn wrote(&mut self, length: usize) {
+        self.written += length as u64;
+        let Some(chunk) = self.pending.front_mut() else { return };
+        chunk.start += length;
+        let mut left = length;
+        while left > 0 {
+            let Some(first) = chunk.records.front_mut() else { break };
+            let taken = left.min(usize::from(*first));
+            *first -= u16::try_from(taken).unwrap_or(*first);
+            left -= taken;
+            if *first == 0 {
+                chunk.records.pop_front();
+            }
+        }
+        if chunk.start >= chunk.bytes.len() {
+            self.pending.pop_front();
+        }
+    }
+
+    /// Whether it is worth looking how much room the pipe has.
+    #[must_use]
+    pub fn wants_room(&self) -> bool {
+        !self.ended && self.granted - self.received < LOW_CREDIT
+    }
+
+    /// The pipe has room for so many bytes beyond what was written; returns the new total to tell the
+    /// sender, if it is worth a message.
+    pub fn room(&mut self, room: usize) -> Option<u64> {
+        if self.ended {
+            return None;
+        }
+        let total = self.written + (room as u64).min(MAX_WINDOW);
+        let left = self.granted - self.received;
+        let more = total.saturating_sub(self.granted);
+        if more == 0 || (left >= STALLED && more < LOW_CREDIT / 2) {
+            return None;
+        }
+        self.granted = total;
+        Some(total)
+    }
+
+    /// Whether to wait until the pipe is writable: bytes are pending, or the sender stands still.
+    #[must_use]
+    pub fn wants_writable(&self) -> bool {
+        !self.pending.is_empty() || (!self.ended && self.granted - self.received < STALLED)
+    }
+
+    /// Whether everything was written and nothing follows: time to close.
+    #[must_use]
+    pub fn finished(&self) -> bool {
+        self.ended && self.pending.is_empty()
+    }
+
+    /// Everything received until now.
+    #[must_use]
+    pub fn mark(&self) -> u64 {
+        self.received
+    }
+
+    /// Whether all that a mark stands for has been written.
+    #[must_use]
+    pub fn passed(&self, mark: u64) -> bool {
+        self.written >= mark
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_records_are_written_together_and_never_split() {
+        let mut receiver = OutputReceiver::new(65536);
+        receiver.data(vec![2000, 2000, 2000], vec![1; 6000]).unwrap();
+        assert_eq!(receiver.next().unwrap().len(), 4000);
+        receiver.wrote(4000);
+        assert_eq!(receiver.next().unwrap().len(), 2000);
+        receiver.wrote(2000);
+        assert!(receiver.next().is_none());
+    }
+
+    #[test]
+    fn full_pages_are_written_in_one_run() {
+        let mut receiver = OutputReceiver::new(65536);
+        receiver.data(vec![4096, 4096, 10], vec![1; 8202]).unwrap();
+        assert_eq!(receiver.next().unwrap().len(), 8192);
+        receiver.wrote(4096);
+        assert_eq!(receiver.next().unwrap().len(), 4096);
+        receiver.wrote(4096);
+        assert_eq!(receiver.next().unwrap().len(), 10);
+    }
+
+    #[test]
+    fn a_terminal_may_take_a_part() {
+        let mut receiver = OutputReceiver::new(65536);
+        receiver.data(vec![], b"hello".to_vec()).unwrap();
+        receiver.wrote(2);
+        assert_eq!(receiver.next().unwrap(), b"llo");
+    }
+
+    #[test]
+    fn more_than_the_credit_is_a_violation() {
+        let mut receiver = OutputReceiver::new(10);
+        assert!(receiver.data(vec![], vec![0; 11]).is_err());
+        receiver.end();
+        assert!(receiver.data(vec![], vec![0; 1]).is_err());
+        let mut sender = OutputSender::new(0);
+        assert!(sender.credit(MAX_WINDOW + 1).is_err());
+    }
+
+    #[test]
+    fn the_local_pipe_grows_for_small_records_and_bulk() {
+        let mut sender = OutputSender::new(MAX_WINDOW);
+        assert_eq!(sender.slots(), 1);
+        for _ in 0..8 {
+            sender.took(20);
+        }
+        assert_eq!(sender.slots(), MANY_SLOTS);
+        let mut sender = OutputSender::new(MAX_WINDOW);
+        for _ in 0..32 {
+            sender.took(MAX_RECORD);
+        }
+        assert_eq!(sender.slots(), 1);
+        for _ in 0..32 {
+            sender.took(MAX_RECORD);
+        }
+        assert_eq!(sender.slots(), MANY_SLOTS);
+    }
+}

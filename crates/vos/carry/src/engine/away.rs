@@ -1,0 +1,352 @@
+//! Away's side: the local pipes and terminals that stand in for those at home.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+
+use dvs_sys::error::SysError;
+use dvs_sys::pipe::{self, PAGE};
+use dvs_sys::terminal;
+
+use super::{Effects, IN, ONCE, OUT, State, Watched, no_reader};
+use crate::core::{InputFeeder, OutputSender};
+use crate::messages::{
+    CarryMessage, MAX_RECORD, MAX_RECORDS, MAX_STREAM_DATA, ProgramKey, StreamId, TerminalSize,
+};
+
+enum Kind {
+    Output {
+        core: OutputSender,
+        terminal: bool,
+        /// Slots of the local pipe now.
+        slots: usize,
+        /// How far the stream must be sent before its program counts as drained.
+        mark: Option<u64>,
+    },
+    Input {
+        core: InputFeeder,
+    },
+}
+
+pub(super) struct Stream {
+    program: ProgramKey,
+    fd: OwnedFd,
+    key: u64,
+    kind: Kind,
+}
+
+/// The number of a stream among all homes.
+type Name = (u16, StreamId);
+
+#[derive(Default)]
+struct Body {
+    streams: Vec<Name>,
+    ended: bool,
+}
+
+/// Tables of away's side.
+#[derive(Default)]
+pub(super) struct Away {
+    pub(super) streams: HashMap<Name, Stream>,
+    bodies: HashMap<ProgramKey, Body>,
+}
+
+impl State {
+    /// Whether the node's tables have room for one program's descriptors.
+    pub(crate) fn away_has_room(&self, descriptors: usize) -> bool {
+        !self.stopped && self.streams() + descriptors <= super::MAX_STREAMS
+    }
+
+    /// Starts to empty a local pipe or terminal's master, non-blocking.
+    pub(crate) fn away_output(
+        &mut self,
+        home: u16,
+        program: ProgramKey,
+        stream: StreamId,
+        fd: OwnedFd,
+        credit: u64,
+        terminal: bool,
+    ) -> Result<(), SysError> {
+        let core = OutputSender::new(credit);
+        let key = self.watch(&fd, IN | ONCE, Watched::Away(home, stream))?;
+        let kind = Kind::Output { core, terminal, slots: 1, mark: None };
+        self.away_insert((home, stream), Stream { program, fd, key, kind });
+        Ok(())
+    }
+
+    /// Starts to fill a local pipe of one page, non-blocking.
+    pub(crate) fn away_input(
+        &mut self,
+        home: u16,
+        program: ProgramKey,
+        stream: StreamId,
+        fd: OwnedFd,
+        effects: &mut Effects,
+    ) -> Result<(), SysError> {
+        let key = self.watch(&fd, 0, Watched::Away(home, stream))?;
+        let kind = Kind::Input { core: InputFeeder::new() };
+        self.away_insert((home, stream), Stream { program, fd, key, kind });
+        effects.post(home, CarryMessage::StreamReady { stream });
+        Ok(())
+    }
+
+    fn away_insert(&mut self, name: Name, stream: Stream) {
+        self.away_remove(name);
+        self.away.bodies.entry(stream.program).or_default().streams.push(name);
+        self.away.streams.insert(name, stream);
+    }
+
+    fn away_remove(&mut self, name: Name) {
+        if let Some(removed) = self.away.streams.remove(&name) {
+            self.watched.remove(&removed.key);
+            let _ = self.epoll.remove(&removed.fd);
+        }
+    }
+
+    pub(super) fn away_data(
+        &mut self,
+        from: u16,
+        stream: StreamId,
+        bytes: Vec<u8>,
+        effects: &mut Effects,
+    ) {
+        let name = (from, stream);
+        let Some(Stream { kind: Kind::Input { core }, .. }) = self.away.streams.get_mut(&name)
+        else {
+            return;
+        };
+        if core.data(bytes).is_ok() {
+            self.away_pump(from, stream, effects);
+        } else {
+            self.away_remove(name);
+        }
+    }
+
+    pub(super) fn away_end(&mut self, from: u16, stream: StreamId, effects: &mut Effects) {
+        let name = (from, stream);
+        if let Some(Stream { kind: Kind::Input { core }, .. }) = self.away.streams.get_mut(&name) {
+            core.end();
+            self.away_pump(from, stream, effects);
+        }
+    }
+
+    pub(super) fn away_credit(
+        &mut self,
+        from: u16,
+        stream: StreamId,
+        total: u64,
+        effects: &mut Effects,
+    ) {
+        let name = (from, stream);
+        let Some(Stream { kind: Kind::Output { core, .. }, .. }) = self.away.streams.get_mut(&name)
+        else {
+            return;
+        };
+        if core.credit(total).is_ok() {
+            self.away_pump(from, stream, effects);
+        } else {
+            self.away_broken(from, stream, effects);
+        }
+    }
+
+    /// Nobody reads at home: closing the local read end gives the body SIGPIPE or EPIPE.
+    pub(super) fn away_broken(&mut self, from: u16, stream: StreamId, effects: &mut Effects) {
+        if let Some(found) = self.away.streams.get(&(from, stream)) {
+            let program = found.program;
+            self.away_remove((from, stream));
+            self.away_check_drain(program, effects);
+        }
+    }
+
+    pub(super) fn away_resized(&mut self, from: u16, stream: StreamId, size: TerminalSize) {
+        if let Some(Stream { kind: Kind::Output { terminal: true, .. }, fd, .. }) =
+            self.away.streams.get(&(from, stream))
+        {
+            // A terminal that is being closed has no size.
+            let _ = terminal::set_window_size(fd, window_size(size));
+        }
+    }
+
+    /// Moves what can be moved for one stream.
+    pub(super) fn away_pump(&mut self, home: u16, stream: StreamId, effects: &mut Effects) {
+        let name = (home, stream);
+        match self.away.streams.get(&name).map(|found| &found.kind) {
+            Some(Kind::Output { .. }) => self.away_pump_output(name, effects),
+            Some(Kind::Input { .. }) => self.away_pump_input(name, effects),
+            None => {}
+        }
+    }
+
+    fn away_pump_output(&mut self, name: Name, effects: &mut Effects) {
+        let (home, stream) = name;
+        let Some(found) = self.away.streams.get_mut(&name) else { return };
+        let Kind::Output { core, terminal, slots, mark } = &mut found.kind else { return };
+        let mut ended = false;
+        let mut bytes: Vec<u8> = Vec::new();
+        let mut records: Vec<u16> = Vec::new();
+        let mut emptied = false;
+        while core.may_take() {
+            let Some(space) = self.buffer.get_mut(..MAX_RECORD) else { break };
+            match pipe::read(&found.fd, space) {
+                Ok(0) => ended = true,
+                Ok(length) => {
+                    core.took(length);
+                    if let Some(record) = self.buffer.get(..length) {
+                        bytes.extend_from_slice(record);
+                    }
+                    records.push(u16::try_from(length).unwrap_or(u16::MAX));
+                    if bytes.len() + MAX_RECORD > MAX_STREAM_DATA || records.len() >= MAX_RECORDS {
+                        post_data(home, stream, *terminal, &mut records, &mut bytes, effects);
+                    }
+                    // The writer waits for the slot: let it have all that it deserves.
+                    if !*terminal && core.slots() != *slots {
+                        let wanted = core.slots();
+                        if pipe::set_capacity(&found.fd, wanted * PAGE).is_ok() {
+                            *slots = wanted;
+                        }
+                    }
+                    continue;
+                }
+                Err(error) if error.errno == libc::EINTR => continue,
+                Err(error) if error.errno == libc::EAGAIN => emptied = true,
+                // EIO: the last slave of the terminal is closed.
+                Err(_) => ended = true,
+            }
+            break;
+        }
+        post_data(home, stream, *terminal, &mut records, &mut bytes, effects);
+        if emptied && *terminal && mark.is_some() {
+            // A terminal cannot say how much waits in it, but when it has nothing it has nothing.
+            *mark = Some(0);
+        }
+        let program = found.program;
+        if ended {
+            core.end();
+            effects.post(home, CarryMessage::StreamEnd { stream });
+            self.away_remove(name);
+        } else if core.may_take() {
+            let _ = self.epoll.modify(&found.fd, IN | ONCE, found.key);
+        }
+        self.away_check_drain(program, effects);
+    }
+
+    fn away_pump_input(&mut self, name: Name, effects: &mut Effects) {
+        let (home, stream) = name;
+        let Some(found) = self.away.streams.get_mut(&name) else { return };
+        let Kind::Input { core } = &mut found.kind else { return };
+        let mut broken = no_reader(&found.fd);
+        while !broken && let Some(bytes) = core.next() {
+            match pipe::write(&found.fd, bytes) {
+                Ok(length) => core.fed(length),
+                Err(error) if error.errno == libc::EAGAIN => break,
+                Err(error) if error.errno == libc::EINTR => {}
+                Err(_) => broken = true,
+            }
+        }
+        let available = pipe::available(&found.fd).unwrap_or(0);
+        if let Some(total) = core.look(available)
+            && !broken
+        {
+            effects.post(home, CarryMessage::Consumed { stream, total });
+        }
+        if broken {
+            let consumed = core.total_consumed();
+            effects.post(home, CarryMessage::StreamBroken { stream, consumed });
+            self.away_remove(name);
+        } else if core.finished() {
+            self.away_remove(name);
+        } else {
+            let events = if core.wants_writable() { OUT } else { 0 };
+            let _ = self.epoll.modify(&found.fd, events, found.key);
+        }
+    }
+
+    /// The body has ended (its descriptors are closed): sends all that it wrote, says what it read,
+    /// then `Drained`. Children that still hold descriptors keep their streams.
+    pub(crate) fn away_body_ended(&mut self, program: ProgramKey, effects: &mut Effects) {
+        let Some(body) = self.away.bodies.get_mut(&program) else { return };
+        body.ended = true;
+        for name in body.streams.clone() {
+            let Some(found) = self.away.streams.get_mut(&name) else { continue };
+            match &mut found.kind {
+                Kind::Output { core, terminal, mark, .. } => {
+                    let waiting = if *terminal {
+                        // Not known: until it is seen empty, or a full terminal's worth has passed.
+                        MAX_STREAM_DATA
+                    } else {
+                        pipe::available(&found.fd).unwrap_or(0)
+                    };
+                    *mark = Some(core.mark(waiting));
+                }
+                Kind::Input { .. } => {}
+            }
+            self.away_pump(name.0, name.1, effects);
+            if let Some(Stream { kind: Kind::Input { core }, .. }) =
+                self.away.streams.get_mut(&name)
+                && let Some(total) = core.report()
+            {
+                effects.post(name.0, CarryMessage::Consumed { stream: name.1, total });
+            }
+        }
+        self.away_check_drain(program, effects);
+    }
+
+    fn away_check_drain(&mut self, program: ProgramKey, effects: &mut Effects) {
+        let Some(body) = self.away.bodies.get(&program) else { return };
+        if !body.ended {
+            return;
+        }
+        let drained = body.streams.iter().all(|name| {
+            match self.away.streams.get(name).map(|found| &found.kind) {
+                Some(Kind::Output { core, mark, .. }) => mark.is_some_and(|mark| core.passed(mark)),
+                _ => true,
+            }
+        });
+        if drained {
+            self.away.bodies.remove(&program);
+            effects.post(program.home, CarryMessage::Drained { program });
+        }
+    }
+
+    /// The program never ran here.
+    pub(crate) fn away_abort(&mut self, program: ProgramKey) {
+        if let Some(body) = self.away.bodies.remove(&program) {
+            for name in body.streams {
+                self.away_remove(name);
+            }
+        }
+    }
+
+    pub(super) fn away_node_gone(&mut self, node: u16) {
+        self.away.bodies.retain(|program, _| program.home != node);
+        let names: Vec<Name> =
+            self.away.streams.keys().filter(|name| name.0 == node).copied().collect();
+        for name in names {
+            self.away_remove(name);
+        }
+    }
+}
+
+fn post_data(
+    home: u16,
+    stream: StreamId,
+    terminal: bool,
+    records: &mut Vec<u16>,
+    bytes: &mut Vec<u8>,
+    effects: &mut Effects,
+) {
+    let records = std::mem::take(records);
+    let bytes = std::mem::take(bytes);
+    if !bytes.is_empty() {
+        let records = if terminal { Vec::new() } else { records };
+        effects.post(home, CarryMessage::StreamData { stream, records, bytes });
+    }
+}
+
+pub(crate) fn window_size(size: TerminalSize) -> terminal::WindowSize {
+    terminal::WindowSize {
+        rows: size.rows,
+        columns: size.columns,
+        width: size.width,
+        height: size.height,
+    }
+}

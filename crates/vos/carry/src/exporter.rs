@@ -1,0 +1,238 @@
+//! Home's interface: what becomes of a program's inherited descriptors.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use dvs_sys::error::SysError;
+use dvs_sys::{pipe, terminal};
+
+use crate::classify::{Class, Examined, access, examine};
+use crate::descriptor::{
+    Carried, CarriedDescriptor, InheritedDescriptor, Kind, MAX_DESCRIPTORS, Refusal,
+};
+use crate::engine::{DrainOutcome, Effects, Engine, State, no_reader, terminal_size};
+use crate::messages::{ProgramKey, TerminalAttributes};
+
+/// Status flags that a stand-in takes over.
+const CARRIED_FLAGS: i32 = libc::O_NONBLOCK;
+
+/// Home's side of a carrier; clones are the same one.
+#[derive(Debug, Clone)]
+pub struct Exporter {
+    engine: Arc<Engine>,
+}
+
+impl Exporter {
+    pub(crate) fn new(engine: Arc<Engine>) -> Self {
+        Exporter { engine }
+    }
+
+    /// Takes the descriptors of a program that shall run on node `to`.
+    ///
+    /// Everything or nothing: with a refusal nothing is kept and the program stays at home. The
+    /// duplicates are consumed. Streams begin when the other side has imported them; nothing is taken
+    /// out of a pipe before the body reads it.
+    pub fn export(
+        &self,
+        to: u16,
+        program: ProgramKey,
+        descriptors: Vec<InheritedDescriptor>,
+    ) -> Result<Vec<CarriedDescriptor>, Refusal> {
+        if descriptors.len() > MAX_DESCRIPTORS {
+            return Err(Refusal::TooMany);
+        }
+        let mut descriptors = descriptors;
+        descriptors.sort_by_key(|descriptor| descriptor.number);
+        let mut seen = Vec::with_capacity(descriptors.len());
+        for descriptor in descriptors {
+            let examined = examine(&descriptor.fd, &descriptor.path)
+                .map_err(|error| failed(descriptor.number, error))?;
+            seen.push(Seen { descriptor, examined, duplicate_of: None });
+        }
+        find_duplicates(&mut seen);
+        self.engine.locked(|state, _| {
+            if !state.home_has_room(seen.len()) {
+                return Err(Refusal::TooMany);
+            }
+            let mut carried = Vec::with_capacity(seen.len());
+            for one in seen {
+                let number = one.descriptor.number;
+                match self.carry(state, to, program, one) {
+                    Ok(what) => carried.push(CarriedDescriptor { number, what }),
+                    Err(refusal) => {
+                        state.home_abort(program);
+                        return Err(refusal);
+                    }
+                }
+            }
+            Ok(carried)
+        })
+    }
+
+    fn carry(
+        &self,
+        state: &mut State,
+        to: u16,
+        program: ProgramKey,
+        seen: Seen,
+    ) -> Result<Carried, Refusal> {
+        if let Some(number) = seen.duplicate_of {
+            return Ok(Carried::DuplicateOf(number));
+        }
+        let Seen { descriptor, examined: Examined { class, flags, attributes }, .. } = seen;
+        let InheritedDescriptor { number, fd, position, path, .. } = descriptor;
+        let kept_flags = (flags & CARRIED_FLAGS).cast_unsigned();
+        let attributes = self.engine.config.inside(attributes);
+        let owner = (attributes.uid, attributes.gid);
+        let failure = |error| failed(number, error);
+        match class {
+            Class::PipeWriter => {
+                let stream = match own(&fd, libc::O_WRONLY) {
+                    Ok(own) if no_reader(&own) => None,
+                    Ok(own) => Some(state.home_output(to, program, own, false).map_err(failure)?),
+                    // A FIFO that nobody reads.
+                    Err(error) if error.errno == libc::ENXIO => None,
+                    Err(error) => return Err(failure(error)),
+                };
+                let (stream, credit) = stream.unzip();
+                let credit = credit.unwrap_or(0);
+                Ok(Carried::Output { stream, flags: kept_flags, credit, owner })
+            }
+            Class::PipeReader => {
+                let own = own(&fd, libc::O_RDONLY).map_err(failure)?;
+                if at_end(&own) {
+                    return Ok(Carried::Input { stream: None, flags: kept_flags, owner });
+                }
+                let pipe = (attributes.device, attributes.inode);
+                if number != 0 || state.reads(pipe) {
+                    return Err(Refusal::SharedReader { number });
+                }
+                let stream = state.home_input(to, program, own, pipe).map_err(failure)?;
+                Ok(Carried::Input { stream: Some(stream), flags: kept_flags, owner })
+            }
+            Class::Terminal => {
+                if number == 0 && access(flags) != libc::O_WRONLY {
+                    return Err(Refusal::TerminalInput { number });
+                }
+                if access(flags) == libc::O_RDONLY {
+                    return Err(Refusal::TerminalInput { number });
+                }
+                let settings = terminal::attributes(&fd).map_err(failure)?;
+                let size = terminal::window_size(&fd).map_err(failure)?;
+                let own = own(&fd, libc::O_WRONLY).map_err(failure)?;
+                let (stream, credit) =
+                    state.home_output(to, program, own, true).map_err(failure)?;
+                Ok(Carried::Terminal {
+                    stream,
+                    flags: flags.cast_unsigned(),
+                    credit,
+                    owner,
+                    attributes: terminal_attributes(&settings),
+                    size: terminal_size(size),
+                })
+            }
+            Class::File => Ok(Carried::Description {
+                description: state.home_description(to, program, fd),
+                flags: flags.cast_unsigned(),
+                position,
+                attributes,
+                path,
+            }),
+            Class::ByPath => Ok(Carried::Path { path, flags: flags.cast_unsigned(), offset: None }),
+            Class::Device(device) => Ok(Carried::Path {
+                path: device.as_bytes().to_vec(),
+                flags: flags.cast_unsigned(),
+                offset: None,
+            }),
+            Class::Unsupported(kind) => Err(Refusal::Unsupported { number, kind }),
+        }
+    }
+
+    /// The placement did not happen: forgets the program and closes what was kept for it.
+    pub fn abort(&self, program: ProgramKey) {
+        self.engine.locked(|state, _| state.home_abort(program));
+    }
+
+    /// The body has ended; calls `done` once all that it wrote before is in home's pipes and
+    /// terminals (or nobody reads them), and what it read is out of home's pipes. Then its exit may be
+    /// shown. `done` may be called before this returns, by whatever thread; it must not block.
+    pub fn drain(&self, program: ProgramKey, done: impl FnOnce(DrainOutcome) + Send + 'static) {
+        self.engine.locked(|state, effects: &mut Effects| {
+            state.home_drain(program, Box::new(done), effects);
+        });
+    }
+
+    /// Forgets a program that will not be drained. Streams that its children hold go on.
+    pub fn finished(&self, program: ProgramKey) {
+        self.engine.locked(|state, _| state.home_finished(program));
+    }
+
+    /// The terminal of the program may have another size now (its ghost got SIGWINCH).
+    pub fn window_changed(&self, program: ProgramKey) {
+        self.engine.locked(|state, effects| state.home_resized(program, effects));
+    }
+}
+
+struct Seen {
+    descriptor: InheritedDescriptor,
+    examined: Examined,
+    duplicate_of: Option<i32>,
+}
+
+/// Descriptors that share an open file description stay so. The ends of one pipe with the same flags
+/// count as shared too: a pipe has no state of its own per description, and one stream keeps the order
+/// of what goes through both.
+fn find_duplicates(seen: &mut [Seen]) {
+    for index in 1..seen.len() {
+        let (before, rest) = seen.split_at_mut(index);
+        let Some(one) = rest.first_mut() else { continue };
+        one.duplicate_of = before
+            .iter()
+            .filter(|other| other.duplicate_of.is_none())
+            .find(|other| same(other, one))
+            .map(|other| other.descriptor.number);
+    }
+}
+
+fn same(left: &Seen, right: &Seen) -> bool {
+    let (a, b) = (&left.examined, &right.examined);
+    if a.class != b.class
+        || a.flags != b.flags
+        || (a.attributes.device, a.attributes.inode) != (b.attributes.device, b.attributes.inode)
+    {
+        return false;
+    }
+    matches!(a.class, Class::PipeReader | Class::PipeWriter)
+        || pipe::same_description(&left.descriptor.fd, &right.descriptor.fd).unwrap_or(false)
+}
+
+/// A description of our own of the same pipe or terminal: its `O_NONBLOCK` is nobody else's.
+fn own(fd: &OwnedFd, mode: i32) -> Result<OwnedFd, SysError> {
+    pipe::reopen(fd, mode | libc::O_NONBLOCK)
+}
+
+/// Whether a pipe is empty and has no writer: then any number of programs may have it.
+fn at_end(reader: &OwnedFd) -> bool {
+    let events =
+        dvs_sys::poll::one(reader, libc::POLLIN, Some(std::time::Duration::ZERO)).unwrap_or(0);
+    events & libc::POLLHUP != 0 && events & libc::POLLIN == 0
+}
+
+fn failed(number: i32, error: SysError) -> Refusal {
+    match error.errno {
+        // A pipe of another user, which only its owner may open again.
+        libc::EACCES | libc::EPERM => Refusal::Unsupported { number, kind: Kind::Unknown },
+        errno => Refusal::Failed { number, errno },
+    }
+}
+
+fn terminal_attributes(from: &terminal::Attributes) -> TerminalAttributes {
+    TerminalAttributes {
+        input: from.input,
+        output: from.output,
+        control: from.control,
+        local: from.local,
+        line: from.line,
+        characters: from.characters,
+    }
+}
