@@ -1,1 +1,89 @@
-fn main() {}
+//! The `dvs` command.
+
+#![forbid(unsafe_code)]
+
+mod arguments;
+mod attach;
+mod doctor;
+mod environment;
+mod failure;
+mod lists;
+mod nodes;
+mod output;
+mod quantities;
+mod run;
+mod shares;
+mod stdio;
+mod terminal;
+
+use arguments::{Command, CommandLine, InternalCommand, ListArguments};
+use clap::{CommandFactory, Parser};
+use failure::{EXIT_DVS, Failure};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let line = match CommandLine::try_parse() {
+        Ok(line) => line,
+        Err(error) if error.use_stderr() && !shows_help(&error) => {
+            failure::print_error(&failure::of_clap(&error));
+            return ExitCode::from(EXIT_DVS);
+        }
+        Err(help) => {
+            let code = if help.use_stderr() { EXIT_DVS } else { 0 };
+            // Help that nobody reads any more is no failure.
+            let _ = help.print();
+            return ExitCode::from(code);
+        }
+    };
+    let code = execute(line).unwrap_or_else(|failure| {
+        failure::print_error(&failure.message);
+        failure.exit
+    });
+    ExitCode::from(code)
+}
+
+/// Clap's answer to a command without its sub-command: the help, as an error.
+fn shows_help(error: &clap::Error) -> bool {
+    error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+}
+
+fn execute(line: CommandLine) -> Result<u8, Failure> {
+    if line.debug {
+        dvs_node::journal::start_to_standard_error("dvs");
+    }
+    match line.command {
+        Command::Run(arguments) => run::run(arguments),
+        Command::Exec(arguments) => run::exec(arguments),
+        Command::Ps(arguments) => lists::ps(&arguments),
+        Command::Dc(command) => lists::dc(command),
+        Command::Node(command) => nodes::command(command),
+        Command::Doctor(list) => doctor::doctor(&list),
+        Command::Completion { shell } => completion(shell),
+        Command::Version(list) => version(&list),
+        Command::Internal(InternalCommand::Keeper { .. }) => keeper(),
+    }
+}
+
+fn completion(shell: clap_complete::Shell) -> Result<u8, Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut CommandLine::command(), "dvs", &mut script);
+    output::print(&String::from_utf8_lossy(&script))?;
+    Ok(0)
+}
+
+fn version(list: &ListArguments) -> Result<u8, Failure> {
+    let version = env!("CARGO_PKG_VERSION");
+    if list.json {
+        output::print_json(&serde_json::json!({
+            "version": version,
+            "control_protocol": dvs_node::protocol::PROTOCOL,
+        }))?;
+    } else {
+        output::print_line(&format!("dvs {version}"))?;
+    }
+    Ok(0)
+}
+
+fn keeper() -> Result<u8, Failure> {
+    Err(Failure::new("not yet"))
+}

@@ -1,5 +1,7 @@
-//! Whole-file locks (`flock`): held by an open file description, gone with its last descriptor, so
-//! also with a process that is killed.
+//! Whole-file locks: Linux's open file description locks (`fcntl(2)`, `F_OFD_SETLK`). They are held
+//! by an open file description, so they pass to forked children and are gone with the last
+//! descriptor, also when its process is killed. Unlike `flock` they can be tested without being
+//! taken. The file must be open for writing for an exclusive lock, for reading for a shared one.
 
 use crate::error::{Result, SysError};
 use std::os::fd::{AsFd, AsRawFd};
@@ -7,50 +9,61 @@ use std::os::fd::{AsFd, AsRawFd};
 /// Takes the shared lock if nobody holds the exclusive one. False: somebody does.
 ///
 /// # Errors
-/// What `flock` says, other than that the lock is taken.
+/// What `fcntl` says, other than that the lock is taken.
 pub fn try_shared(file: impl AsFd) -> Result<bool> {
-    try_lock(file, libc::LOCK_SH)
+    try_lock(file, libc::F_RDLCK)
 }
 
 /// Takes the exclusive lock if nobody holds any. False: somebody does.
 ///
 /// # Errors
-/// What `flock` says, other than that the lock is taken.
+/// What `fcntl` says, other than that the lock is taken.
 pub fn try_exclusive(file: impl AsFd) -> Result<bool> {
-    try_lock(file, libc::LOCK_EX)
+    try_lock(file, libc::F_WRLCK)
 }
 
 /// Waits for the shared lock.
 ///
 /// # Errors
-/// What `flock` says.
+/// What `fcntl` says.
 pub fn shared(file: impl AsFd) -> Result<()> {
-    flock(file, libc::LOCK_SH)
+    call(file, libc::F_OFD_SETLKW, libc::F_RDLCK).map(|_| ())
 }
 
-/// Waits for the exclusive lock.
+/// Whether anybody else holds a lock, shared or exclusive. Takes nothing.
 ///
 /// # Errors
-/// What `flock` says.
-pub fn exclusive(file: impl AsFd) -> Result<()> {
-    flock(file, libc::LOCK_EX)
+/// What `fcntl` says.
+pub fn is_held(file: impl AsFd) -> Result<bool> {
+    Ok(call(file, libc::F_OFD_GETLK, libc::F_WRLCK)? != libc::F_UNLCK)
 }
 
 fn try_lock(file: impl AsFd, kind: libc::c_int) -> Result<bool> {
-    match flock(file, kind | libc::LOCK_NB) {
-        Ok(()) => Ok(true),
-        Err(error) if error.errno == libc::EWOULDBLOCK => Ok(false),
+    match call(file, libc::F_OFD_SETLK, kind) {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(error.errno, libc::EAGAIN | libc::EACCES) => Ok(false),
         Err(error) => Err(error),
     }
 }
 
-fn flock(file: impl AsFd, operation: libc::c_int) -> Result<()> {
+/// One call on the whole file; returns the kind that the kernel left in the structure.
+fn call(file: impl AsFd, command: libc::c_int, kind: libc::c_int) -> Result<libc::c_int> {
+    let mut lock = libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        // Must be 0 for this family of locks.
+        l_pid: 0,
+    };
     loop {
-        // SAFETY: the descriptor is open for the length of the call; flock touches no memory.
-        if unsafe { libc::flock(file.as_fd().as_raw_fd(), operation) } == 0 {
-            return Ok(());
+        // SAFETY: the descriptor is open for the length of the call and the structure is valid for
+        // reading and writing.
+        let result = unsafe { libc::fcntl(file.as_fd().as_raw_fd(), command, &raw mut lock) };
+        if result == 0 {
+            return Ok(libc::c_int::from(lock.l_type));
         }
-        let error = SysError::last("flock");
+        let error = SysError::last("fcntl");
         if error.errno != libc::EINTR {
             return Err(error);
         }
@@ -64,15 +77,21 @@ mod tests {
     #[test]
     fn exclusive_and_shared_exclude_each_other() {
         let path = std::env::temp_dir().join(format!("dvs-filelock-{}", std::process::id()));
-        let open =
-            || std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-        let (first, second, third) = (open().unwrap(), open().unwrap(), open().unwrap());
+        let open = || {
+            let mut options = std::fs::OpenOptions::new();
+            options.create(true).truncate(false).read(true).write(true).open(&path).unwrap()
+        };
+        let (first, second, third) = (open(), open(), open());
+        assert!(!is_held(&third).unwrap());
         assert!(try_shared(&first).unwrap());
         assert!(try_shared(&second).unwrap());
+        assert!(is_held(&third).unwrap());
         assert!(!try_exclusive(&third).unwrap());
         drop((first, second));
+        assert!(!is_held(&third).unwrap());
         assert!(try_exclusive(&third).unwrap());
-        assert!(!try_shared(open().unwrap()).unwrap());
+        assert!(!is_held(&third).unwrap(), "an own lock is not somebody else's");
+        assert!(!try_shared(open()).unwrap());
         std::fs::remove_file(&path).unwrap();
     }
 }

@@ -1,0 +1,365 @@
+//! The command line's grammar: one definition for parsing, help and completions.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use dvs_pm::placement::Policy;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Run programs in one container that spans many machines.
+#[derive(Debug, Parser)]
+#[command(
+    name = "dvs",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true,
+    after_help = "Examples:
+  dvs run -- make -j4                       build here, in a container on one node
+  dvs run --nodes 3 -- make -j6             the same over three nodes
+  dvs run -it -- bash                       a shell inside
+  dvs run --name web -- python3 -m http.server &
+  dvs exec web -- ps ax                     one more program in a running container
+  dvs ps --why                              what runs where, and why there
+  dvs doctor                                what this machine can do, and what to fix
+
+Exit codes: the program's own; 128+N if signal N ended it; 125 if dvs itself failed;
+126 if the program cannot be executed; 127 if it was not found."
+)]
+pub(crate) struct CommandLine {
+    /// Log what happens inside to standard error (level: DVS_LOG, or debug).
+    #[arg(long, global = true, hide_short_help = true)]
+    pub(crate) debug: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a program in a new container.
+    Run(RunArguments),
+    /// Run one more program in a container that exists.
+    Exec(ExecArguments),
+    /// List the processes of containers.
+    Ps(PsArguments),
+    /// List and remove distributed containers.
+    #[command(subcommand, after_help = "Examples:\n  dvs dc ls\n  dvs dc rm web")]
+    Dc(DcCommand),
+    /// Start, stop and list the daemons of nodes.
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  dvs node start --count 3\n  dvs node ls\n  dvs node stop --all"
+    )]
+    Node(NodeCommand),
+    /// Say what this machine can do, what is missing and how to fix it.
+    #[command(
+        after_help = "Examples:\n  dvs doctor\n  dvs doctor --json\n\nExit code: 0 if containers can run, 1 if not."
+    )]
+    Doctor(ListArguments),
+    /// Print a completion script for a shell.
+    #[command(
+        after_help = "Examples:\n  dvs completion bash > ~/.local/share/bash-completion/completions/dvs\n  dvs completion zsh > ~/.zfunc/_dvs"
+    )]
+    Completion {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the version.
+    #[command(after_help = "Examples:\n  dvs version\n  dvs version --json")]
+    Version(ListArguments),
+    /// Parts of DVS that it starts itself.
+    #[command(subcommand, hide = true)]
+    Internal(InternalCommand),
+}
+
+/// How placement is named on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PlaceArgument {
+    /// Everything stays on the first node.
+    Home,
+    /// Every program goes to another node, in turn.
+    Spread,
+    /// To the least loaded node; an idle node keeps its work.
+    Load,
+}
+
+impl From<PlaceArgument> for Policy {
+    fn from(argument: PlaceArgument) -> Self {
+        match argument {
+            PlaceArgument::Home => Policy::Home,
+            PlaceArgument::Spread => Policy::Spread,
+            PlaceArgument::Load => Policy::Load,
+        }
+    }
+}
+
+/// Which network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum NetworkArgument {
+    /// A loopback of the container's own.
+    None,
+    /// The host's network.
+    Host,
+}
+
+/// Form of the statistics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StatsArgument {
+    /// For people.
+    Text,
+    /// For programs: one JSON object on one line.
+    Json,
+}
+
+/// What both `run` and `exec` know of a program.
+#[derive(Debug, Args)]
+pub(crate) struct ProgramArguments {
+    /// Keep standard input connected when it is a terminal (pipes and files always are).
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Give the program a terminal of its own; with -i connected to yours.
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// Set an environment variable, or pass yours (-e NAME). Your environment is passed anyway,
+    /// except what belongs to your login session (DISPLAY, SSH_AUTH_SOCK, ...) and what looks like a
+    /// secret (*TOKEN*, *SECRET*, *PASSWORD*, *API_KEY*, ...): name those.
+    #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<OsString>,
+    /// Read environment variables from a file: NAME=VALUE or NAME a line, # for comments.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) env_file: Vec<PathBuf>,
+    /// Working directory inside [default: the current one].
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<PathBuf>,
+    /// User inside: name or number, with group if wanted [default: root of the container].
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub(crate) user: Option<String>,
+}
+
+/// Arguments of `dvs run`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  dvs run -- make -j4                    the current folder is shared, so the result is here
+  dvs run --nodes 3 --stats -- make -j6  with nothing running, three nodes for this command
+  dvs run --isolated -- make install     all writes stay in the container and vanish with it
+  dvs run -v /srv/data:/data:ro -- ls /data
+  dvs run --image ./rootfs -it -- sh     another root than this machine's
+  seq 5 | dvs run -- wc -l               pipes and files are connected as they are
+
+The current folder is shared read-write at the same path unless --isolated, which makes it
+copy-on-write. The rest of this machine's files are shown read-only; /home, /root, /tmp, /run and
+other private places are hidden.")]
+pub(crate) struct RunArguments {
+    /// On how many nodes. With no daemons running they are started for this command only
+    /// [default: all daemons that run, or one].
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) nodes: Option<u16>,
+    /// Name of the container [default: made up].
+    #[arg(long, value_name = "DC")]
+    pub(crate) name: Option<String>,
+    /// Share a folder: at the same path or at PATH; `ro`: read-only, `cow`: copy-on-write.
+    #[arg(short, long = "volume", value_name = "HOST[:PATH][:ro|rw|cow]")]
+    pub(crate) volume: Vec<OsString>,
+    #[command(flatten)]
+    pub(crate) program: ProgramArguments,
+    /// Files to start from: `host` or a folder with a root file system.
+    #[arg(long, value_name = "host|DIR", default_value = "host")]
+    pub(crate) image: PathBuf,
+    /// Where programs run [default: load].
+    #[arg(long, value_enum)]
+    pub(crate) place: Option<PlaceArgument>,
+    /// Network: none is a loopback of the container's own.
+    #[arg(long, value_enum, default_value = "none")]
+    pub(crate) network: NetworkArgument,
+    /// CPUs the container may use on each node, such as 0.5 or 2.
+    #[arg(long, value_name = "N")]
+    pub(crate) cpus: Option<String>,
+    /// Memory it may use on each node, such as 512m or 2g.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory: Option<String>,
+    /// Processes and threads it may have on each node.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) pids: Option<u32>,
+    /// Keep all writes in the container: the current folder becomes copy-on-write.
+    #[arg(long)]
+    pub(crate) isolated: bool,
+    /// At the end, tell on standard error what ran where.
+    #[arg(long, value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "text", value_name = "text|json")]
+    pub(crate) stats: Option<StatsArgument>,
+    /// Host name inside [default: the container's name].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) hostname: Option<String>,
+    /// Shift the monotonic clocks of nodes started for this command, seconds, in turn (for tests).
+    #[arg(
+        long,
+        value_name = "S,...",
+        value_delimiter = ',',
+        allow_hyphen_values = true,
+        hide = true
+    )]
+    pub(crate) clock_offset: Vec<i64>,
+    /// The program and its arguments.
+    #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// Arguments of `dvs exec`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  dvs exec web -- ps ax
+  dvs exec -it web -- bash
+  tar c . | dvs exec web -- tar x -C /srv")]
+pub(crate) struct ExecArguments {
+    #[command(flatten)]
+    pub(crate) program: ProgramArguments,
+    /// The container; `dvs dc ls` lists them.
+    #[arg(value_name = "DC")]
+    pub(crate) container: String,
+    /// The program and its arguments.
+    #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// Arguments of commands that print a list.
+#[derive(Debug, Args)]
+pub(crate) struct ListArguments {
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `dvs ps`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  dvs ps\n  dvs ps web --why\n  dvs ps --json")]
+pub(crate) struct PsArguments {
+    /// Only this container's.
+    #[arg(value_name = "DC")]
+    pub(crate) container: Option<String>,
+    /// Say why each process is where it is.
+    #[arg(long)]
+    pub(crate) why: bool,
+    #[command(flatten)]
+    pub(crate) list: ListArguments,
+}
+
+/// `dvs dc ...`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum DcCommand {
+    /// List the containers.
+    #[command(visible_alias = "list", after_help = "Examples:\n  dvs dc ls\n  dvs dc ls --json")]
+    Ls(ListArguments),
+    /// End containers and remove all that is theirs.
+    #[command(after_help = "Examples:\n  dvs dc rm web db")]
+    Rm {
+        /// Which.
+        #[arg(required = true, value_name = "DC")]
+        containers: Vec<String>,
+        #[command(flatten)]
+        list: ListArguments,
+    },
+}
+
+/// `dvs node ...`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeCommand {
+    /// List the daemons.
+    #[command(
+        visible_alias = "list",
+        after_help = "Examples:\n  dvs node ls\n  dvs node ls --json"
+    )]
+    Ls(ListArguments),
+    /// Start daemons that stay until they are stopped.
+    #[command(
+        after_help = "Examples:\n  dvs node start\n  dvs node start --count 3\n  dvs node start --name build1"
+    )]
+    Start(NodeStartArguments),
+    /// Stop daemons and end all that runs on them.
+    #[command(after_help = "Examples:\n  dvs node stop n1\n  dvs node stop --all --force")]
+    Stop(NodeStopArguments),
+}
+
+/// Arguments of `dvs node start`.
+#[derive(Debug, Args)]
+pub(crate) struct NodeStartArguments {
+    /// How many.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) count: u16,
+    /// Name, for a single one [default: n1, n2, ...].
+    #[arg(long, conflicts_with = "count")]
+    pub(crate) name: Option<String>,
+    /// Shift its monotonic clock, seconds (for tests).
+    #[arg(long, value_name = "S", allow_hyphen_values = true, hide = true)]
+    pub(crate) clock_offset: Option<i64>,
+    #[command(flatten)]
+    pub(crate) list: ListArguments,
+}
+
+/// Arguments of `dvs node stop`.
+#[derive(Debug, Args)]
+pub(crate) struct NodeStopArguments {
+    /// Which.
+    #[arg(required_unless_present = "all", value_name = "NODE")]
+    pub(crate) nodes: Vec<String>,
+    /// All of them.
+    #[arg(long, conflicts_with = "nodes")]
+    pub(crate) all: bool,
+    /// Also when containers run on them.
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) list: ListArguments,
+}
+
+/// `dvs internal ...`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum InternalCommand {
+    /// The keeper of one container on one node; started by its daemon with a socket.
+    Keeper {
+        /// Arguments of the keeper.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_grammar_is_sound() {
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn every_visible_command_has_examples() {
+        fn look(command: &clap::Command, path: &str) {
+            for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
+                let path = format!("{path} {}", sub.get_name());
+                let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+                assert!(help.contains("Examples:\n"), "{path}");
+                look(sub, &path);
+            }
+        }
+        look(&CommandLine::command(), "dvs");
+    }
+
+    #[test]
+    fn programs_keep_their_own_flags() {
+        let parse = |words: &[&str]| CommandLine::try_parse_from(words).unwrap().command;
+        for words in [&["dvs", "run", "--", "make", "-j4"][..], &["dvs", "run", "make", "-j4"]] {
+            let Command::Run(run) = parse(words) else { panic!("run") };
+            assert_eq!(run.command, ["make", "-j4"]);
+        }
+        let Command::Exec(exec) = parse(&["dvs", "exec", "-it", "web", "--", "sh", "-c", "x"])
+        else {
+            panic!("exec")
+        };
+        assert!(exec.program.interactive && exec.program.tty);
+        assert_eq!((exec.container.as_str(), exec.command.len()), ("web", 3));
+        let Command::Run(run) = parse(&["dvs", "run", "--stats=json", "ls"]) else { panic!("run") };
+        assert_eq!(run.stats, Some(StatsArgument::Json));
+        let Command::Run(run) = parse(&["dvs", "run", "--stats", "ls"]) else { panic!("run") };
+        assert_eq!((run.stats, run.command.len()), (Some(StatsArgument::Text), 1));
+    }
+}
