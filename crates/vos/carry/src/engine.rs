@@ -304,7 +304,7 @@ impl Engine {
     pub(crate) fn node_gone(&self, node: u16) {
         self.locked(|state, effects| {
             state.home_node_gone(node, effects);
-            state.away_node_gone(node);
+            state.away_node_gone(node, effects);
             state.requests.retain(|_, waiting| {
                 if waiting.home == node {
                     let _ = waiting.reply.try_send(Err(libc::EIO));
@@ -362,7 +362,7 @@ impl Engine {
             }
             state.stopped = true;
             state.home_stop(effects);
-            state.away = away::Away::default();
+            state.away_stop(effects);
             state.watched.clear();
             state.requests.clear();
         });

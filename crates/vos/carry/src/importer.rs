@@ -36,6 +36,18 @@ pub enum ImportError {
     },
 }
 
+impl ImportError {
+    /// The errno that says the same.
+    #[must_use]
+    pub fn errno(&self) -> i32 {
+        match self {
+            ImportError::TooMany => libc::EMFILE,
+            ImportError::Malformed(_) => libc::EPROTO,
+            ImportError::Failed { error, .. } => error.errno,
+        }
+    }
+}
+
 /// Away's side of a carrier; clones are the same one.
 #[derive(Debug, Clone)]
 pub struct Importer {
@@ -219,9 +231,13 @@ impl Importer {
     }
 
     /// The body has ended and its descriptors are closed (its exit was reported): sends what it wrote
-    /// and says what it read. Home's drain ends with it.
-    pub fn body_ended(&self, program: ProgramKey) {
-        self.engine.locked(|state, effects| state.away_body_ended(program, effects));
+    /// and says what it read. Home's drain ends with it. `sent` is called, by whatever thread and
+    /// perhaps before this returns, when all of it is on its way (or the home is gone); it must not
+    /// block. A body whose output nobody takes waits here, as it would have waited in its last write.
+    pub fn body_ended(&self, program: ProgramKey, sent: impl FnOnce() + Send + 'static) {
+        self.engine.locked(|state, effects| {
+            state.away_body_ended(program, Box::new(sent), effects);
+        });
     }
 
     /// The program never ran here: closes everything made for it.

@@ -27,12 +27,13 @@
 mod classify;
 pub mod core;
 mod description;
-mod descriptor;
+pub mod descriptor;
 mod engine;
 mod exporter;
 mod identity;
 mod importer;
-mod messages;
+pub mod memory;
+pub mod messages;
 mod transport;
 
 use std::path::PathBuf;

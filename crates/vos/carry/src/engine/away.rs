@@ -37,10 +37,14 @@ pub(super) struct Stream {
 /// The number of a stream among all homes.
 type Name = (u16, StreamId);
 
+/// Called when all that a body wrote is on its way.
+pub(crate) type Sent = Box<dyn FnOnce() + Send>;
+
 #[derive(Default)]
 struct Body {
     streams: Vec<Name>,
-    ended: bool,
+    /// The body has ended; whom to tell that what it wrote has been sent.
+    ended: Option<Sent>,
 }
 
 /// Tables of away's side.
@@ -262,9 +266,17 @@ impl State {
 
     /// The body has ended (its descriptors are closed): sends all that it wrote, says what it read,
     /// then `Drained`. Children that still hold descriptors keep their streams.
-    pub(crate) fn away_body_ended(&mut self, program: ProgramKey, effects: &mut Effects) {
-        let Some(body) = self.away.bodies.get_mut(&program) else { return };
-        body.ended = true;
+    pub(crate) fn away_body_ended(
+        &mut self,
+        program: ProgramKey,
+        sent: Sent,
+        effects: &mut Effects,
+    ) {
+        let Some(body) = self.away.bodies.get_mut(&program) else {
+            effects.callbacks.push(sent);
+            return;
+        };
+        body.ended = Some(sent);
         for name in body.streams.clone() {
             let Some(found) = self.away.streams.get_mut(&name) else { continue };
             match &mut found.kind {
@@ -292,7 +304,7 @@ impl State {
 
     fn away_check_drain(&mut self, program: ProgramKey, effects: &mut Effects) {
         let Some(body) = self.away.bodies.get(&program) else { return };
-        if !body.ended {
+        if body.ended.is_none() {
             return;
         }
         let drained = body.streams.iter().all(|name| {
@@ -302,9 +314,15 @@ impl State {
             }
         });
         if drained {
-            self.away.bodies.remove(&program);
             effects.post(program.home, CarryMessage::Drained { program });
+            let ended = self.away.bodies.remove(&program).and_then(|body| body.ended);
+            effects.callbacks.extend(ended);
         }
+    }
+
+    pub(super) fn away_stop(&mut self, effects: &mut Effects) {
+        let bodies = std::mem::take(&mut self.away).bodies;
+        effects.callbacks.extend(bodies.into_values().filter_map(|body| body.ended));
     }
 
     /// The program never ran here.
@@ -316,8 +334,13 @@ impl State {
         }
     }
 
-    pub(super) fn away_node_gone(&mut self, node: u16) {
-        self.away.bodies.retain(|program, _| program.home != node);
+    pub(super) fn away_node_gone(&mut self, node: u16, effects: &mut Effects) {
+        self.away.bodies.retain(|program, body| {
+            if program.home == node {
+                effects.callbacks.extend(body.ended.take());
+            }
+            program.home != node
+        });
         let names: Vec<Name> =
             self.away.streams.keys().filter(|name| name.0 == node).copied().collect();
         for name in names {
