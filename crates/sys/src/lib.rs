@@ -20,6 +20,7 @@ pub mod process;
 pub mod ptrace;
 pub mod seccomp;
 pub mod signals;
+pub mod socket;
 pub mod task;
 pub mod terminal;
 pub mod untrapped;

@@ -1,0 +1,837 @@
+//! The message exchange of one node: endpoints, calls, receivers, deadlines, credit.
+//!
+//! `W` is what the runtime needs to wake whoever waits; the exchange keeps it and gives it back once.
+//! Commands are to be carried out in order, by the thread that made them arise.
+//!
+//! Flow control: a node may have [`super::inbox::WINDOW_MESSAGES`] messages (and a bound of bytes)
+//! at one endpoint. Its own exchange counts and refuses what is above (back-pressure); the
+//! receiver's enforces twice as much, so that only a node that breaks the rule notices. So a stalled
+//! receiver delays nobody but those who send to it.
+
+use super::Map;
+use super::frame::{Frame, Header, Kind, MAX_MESSAGE, Status};
+use super::inbox::{
+    From, Inbox, MAX_RECEIVERS, MessageKind, ReplyToken, Taken, WINDOW_BYTES, WINDOW_MESSAGES,
+    Waiting,
+};
+use crate::error::{CallError, ReceiveError};
+use crate::ids::{Address, DcId, Lane, NodeId};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Most endpoints of one node.
+pub const MAX_ENDPOINTS: usize = 1 << 20;
+/// Number of the endpoint of a container's registry, on its home node.
+pub const REGISTRY: u64 = 0;
+
+/// An endpoint of this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    /// Its container.
+    pub dc: DcId,
+    /// Its number.
+    pub number: u64,
+}
+
+/// What the runtime has to do.
+#[derive(Debug)]
+pub enum Command<W> {
+    /// Send to another node. If there is no session with that life, drop it.
+    Transmit {
+        /// The node.
+        node: NodeId,
+        /// Its life.
+        incarnation: u64,
+        /// Where to.
+        lane: Lane,
+        /// What.
+        frame: Frame,
+    },
+    /// A call or send ended.
+    Finish {
+        /// Who waits.
+        waiter: W,
+        /// The answer.
+        result: Result<Vec<u8>, CallError>,
+    },
+    /// A receiver has its message, or waits no longer.
+    Received {
+        /// Who waits.
+        waiter: W,
+        /// The message.
+        result: Result<Taken, ReceiveError>,
+    },
+    /// Messages wait at an endpoint with a handler: call [`Exchange::next_for_handler`] until it
+    /// gives none.
+    Drain(Key),
+    /// An address turned out to be void.
+    Stale(Address),
+}
+
+/// A message that is to be sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Submission {
+    /// From which endpoint of this node.
+    pub source: Key,
+    /// To which one.
+    pub to: Address,
+    /// Post, call or send.
+    pub kind: MessageKind,
+    /// By which lane.
+    pub lane: Lane,
+    /// What.
+    pub body: Vec<u8>,
+    /// When a call or send is given up; ignored for posts.
+    pub deadline: u64,
+}
+
+/// A submission that was not taken.
+#[derive(Debug)]
+pub struct Rejected<W> {
+    /// Why.
+    pub error: CallError,
+    /// The message, to be tried again.
+    pub submission: Submission,
+    /// The waiter.
+    pub waiter: Option<W>,
+}
+
+#[derive(Debug)]
+struct Dc {
+    members: Option<BTreeSet<NodeId>>,
+}
+
+#[derive(Debug, Default)]
+struct Endpoint {
+    inbox: Inbox,
+    handler: bool,
+    draining: bool,
+    statistics: EndpointStatistics,
+}
+
+/// Figures of an endpoint.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct EndpointStatistics {
+    /// Messages and notifications taken by its owner.
+    pub received: u64,
+    /// Messages sent by it.
+    pub sent: u64,
+    /// Messages for it that were refused: too many waited.
+    pub refused: u64,
+    /// Messages that wait now.
+    pub waiting: usize,
+}
+
+#[derive(Debug)]
+struct Call<W> {
+    waiter: W,
+    source: Key,
+    to: Address,
+    deadline: u64,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct Receiver<W> {
+    waiter: W,
+    key: Key,
+    from: From,
+    deadline: u64,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Window {
+    messages: usize,
+    bytes: usize,
+}
+
+/// Figures of the exchange.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ExchangeStatistics {
+    /// Endpoints that exist.
+    pub endpoints: usize,
+    /// Calls and sends that wait for their end.
+    pub calls: usize,
+    /// Answers that nobody waited for any more.
+    pub stray_replies: u64,
+    /// Messages of other nodes to what does not exist here, or not for them.
+    pub undeliverable: u64,
+    /// Frames that a peer's exchange must not send.
+    pub malformed: u64,
+}
+
+/// State machine of one node's exchange.
+#[derive(Debug)]
+pub struct Exchange<W> {
+    node: NodeId,
+    incarnation: u64,
+    dcs: Map<DcId, Dc>,
+    endpoints: Map<Key, Endpoint>,
+    calls: Map<u64, Call<W>>,
+    receivers: Map<u64, Receiver<W>>,
+    deadlines: BTreeSet<(u64, u64)>,
+    windows: Map<Address, Window>,
+    peers: BTreeMap<NodeId, u64>,
+    next_number: u64,
+    next_request: u64,
+    statistics: ExchangeStatistics,
+}
+
+impl<W> Exchange<W> {
+    /// The exchange of one life of a node.
+    #[must_use]
+    pub fn new(node: NodeId, incarnation: u64) -> Self {
+        Exchange {
+            node,
+            incarnation,
+            dcs: Map::default(),
+            endpoints: Map::default(),
+            calls: Map::default(),
+            receivers: Map::default(),
+            deadlines: BTreeSet::new(),
+            windows: Map::default(),
+            peers: BTreeMap::new(),
+            next_number: 1,
+            next_request: 1,
+            statistics: ExchangeStatistics::default(),
+        }
+    }
+
+    /// Opens a container; endpoints may be made in it, and every node may send to them.
+    pub fn open_dc(&mut self, dc: DcId) {
+        self.dcs.entry(dc).or_insert(Dc { members: None });
+    }
+
+    /// Whether a container is open.
+    #[must_use]
+    pub fn is_open(&self, dc: DcId) -> bool {
+        self.dcs.contains_key(&dc)
+    }
+
+    /// From now on only these nodes (and this one) reach the container's endpoints here.
+    pub fn restrict_dc(&mut self, dc: DcId, members: BTreeSet<NodeId>) {
+        if let Some(state) = self.dcs.get_mut(&dc) {
+            state.members = Some(members);
+        }
+    }
+
+    /// Closes a container and all its endpoints here.
+    pub fn close_dc(&mut self, dc: DcId, out: &mut Vec<Command<W>>) {
+        let mut keys: Vec<Key> =
+            self.endpoints.keys().filter(|key| key.dc == dc).copied().collect();
+        keys.sort_unstable();
+        for key in keys {
+            self.unbind(key, out);
+        }
+        self.dcs.remove(&dc);
+    }
+
+    /// Makes an endpoint. None: the container is not open, or too many endpoints exist.
+    pub fn bind(&mut self, dc: DcId) -> Option<Key> {
+        let number = u64::from(self.node.0) << 48 | self.next_number;
+        let key = self.bind_number(dc, number)?;
+        self.next_number += 1;
+        Some(key)
+    }
+
+    /// Makes the endpoint of a container's registry.
+    pub fn bind_registry(&mut self, dc: DcId) -> Option<Key> {
+        self.bind_number(dc, REGISTRY)
+    }
+
+    fn bind_number(&mut self, dc: DcId, number: u64) -> Option<Key> {
+        let key = Key { dc, number };
+        if !self.dcs.contains_key(&dc)
+            || self.endpoints.len() >= MAX_ENDPOINTS
+            || self.endpoints.contains_key(&key)
+        {
+            return None;
+        }
+        self.endpoints.insert(key, Endpoint::default());
+        Some(key)
+    }
+
+    /// The address of an endpoint of this node.
+    #[must_use]
+    pub fn address(&self, key: Key) -> Address {
+        Address { dc: key.dc, node: self.node, incarnation: self.incarnation, number: key.number }
+    }
+
+    /// Ends an endpoint: its receivers and calls fail, those who called it hear that it is gone.
+    pub fn unbind(&mut self, key: Key, out: &mut Vec<Command<W>>) {
+        let Some(mut endpoint) = self.endpoints.remove(&key) else { return };
+        let address = self.address(key);
+        for (id, _) in std::mem::take(&mut endpoint.inbox.receivers) {
+            self.end_receive(id, ReceiveError::Closed, out);
+        }
+        let mut own: Vec<u64> =
+            self.calls.iter().filter(|(_, call)| call.source == key).map(|(id, _)| *id).collect();
+        own.sort_unstable();
+        for id in own {
+            self.end_call(id, true, out, |_| Err(CallError::Closed));
+        }
+        let waiting: Vec<Waiting> = endpoint.inbox.drain().collect();
+        for message in waiting {
+            self.refuse(&message, address, Status::NoEndpoint, out);
+        }
+        let senders: Vec<(NodeId, u64)> = endpoint.inbox.senders().collect();
+        for (node, incarnation) in senders {
+            if node == self.node {
+                self.windows.remove(&address);
+            } else {
+                let frame = self.frame(Kind::Gone, key.dc, key.number, 0, 0, Vec::new());
+                out.push(Command::Transmit { node, incarnation, lane: Lane::Small, frame });
+            }
+        }
+    }
+
+    /// A handler takes the endpoint's messages from now on.
+    pub fn set_handler(&mut self, key: Key, out: &mut Vec<Command<W>>) {
+        let Some(endpoint) = self.endpoints.get_mut(&key) else { return };
+        endpoint.handler = true;
+        let receivers = std::mem::take(&mut endpoint.inbox.receivers);
+        endpoint.draining = true;
+        for (id, _) in receivers {
+            self.end_receive(id, ReceiveError::InHandler, out);
+        }
+        out.push(Command::Drain(key));
+    }
+
+    /// The next message for an endpoint's handler. Only the thread that was told to drain asks.
+    pub fn next_for_handler(&mut self, key: Key, out: &mut Vec<Command<W>>) -> Option<Taken> {
+        let taken = self.take(key, From::Any, out);
+        if taken.is_none()
+            && let Some(endpoint) = self.endpoints.get_mut(&key)
+        {
+            endpoint.draining = false;
+        }
+        taken
+    }
+
+    /// Sends a message. `room`: whether the link to the destination's node takes more. Returns the
+    /// number of a call or send, for [`Exchange::cancel`]; 0 for a post.
+    ///
+    /// # Errors
+    /// When nothing was sent.
+    #[allow(clippy::result_large_err)] // the message goes back to be tried again
+    pub fn submit(
+        &mut self,
+        submission: Submission,
+        waiter: Option<W>,
+        room: bool,
+        out: &mut Vec<Command<W>>,
+    ) -> Result<u64, Rejected<W>> {
+        if let Err(error) = self.check(&submission, room) {
+            return Err(Rejected { error, submission, waiter });
+        }
+        let Submission { source, to, kind, lane, body, deadline } = submission;
+        let window = self.windows.entry(to).or_default();
+        window.messages += 1;
+        window.bytes += body.len();
+        if let Some(endpoint) = self.endpoints.get_mut(&source) {
+            endpoint.statistics.sent += 1;
+        }
+        let mut request = 0;
+        if let Some(waiter) = waiter {
+            request = self.next_request;
+            self.next_request += 1;
+            self.deadlines.insert((deadline, request));
+            self.calls.insert(request, Call { waiter, source, to, deadline, bytes: body.len() });
+        }
+        if to.node == self.node {
+            let source = self.address(source);
+            let key = Key { dc: to.dc, number: to.number };
+            self.deliver(key, Waiting { source, kind, body, request, lane }, out);
+        } else {
+            let kind = match kind {
+                MessageKind::Post | MessageKind::Notify => Kind::Post,
+                MessageKind::Call => Kind::Call,
+                MessageKind::Send => Kind::Send,
+            };
+            let frame = self.frame(kind, to.dc, source.number, to.number, request, body);
+            let (node, incarnation) = (to.node, to.incarnation);
+            out.push(Command::Transmit { node, incarnation, lane, frame });
+        }
+        Ok(request)
+    }
+
+    fn check(&self, submission: &Submission, room: bool) -> Result<(), CallError> {
+        let Submission { source, to, body, .. } = submission;
+        self.check_destination(*source, to)?;
+        if body.len() > MAX_MESSAGE {
+            return Err(CallError::TooLarge { size: body.len() });
+        }
+        let full = self.windows.get(to).is_some_and(|window| {
+            window.messages >= WINDOW_MESSAGES || window.bytes >= WINDOW_BYTES
+        });
+        if full || (!room && to.node != self.node) {
+            return Err(CallError::Busy { address: *to });
+        }
+        Ok(())
+    }
+
+    fn check_destination(&self, source: Key, to: &Address) -> Result<(), CallError> {
+        if source.dc != to.dc {
+            return Err(CallError::OtherDc { from: source.dc, to: to.dc });
+        }
+        if !self.endpoints.contains_key(&source) {
+            return Err(CallError::Closed);
+        }
+        if to.node == self.node {
+            let exists = self.endpoints.contains_key(&Key { dc: to.dc, number: to.number });
+            return if exists && to.incarnation == self.incarnation {
+                Ok(())
+            } else {
+                Err(CallError::NoEndpoint { address: *to })
+            };
+        }
+        match self.peers.get(&to.node) {
+            Some(incarnation) if *incarnation == to.incarnation => Ok(()),
+            Some(incarnation) if *incarnation > to.incarnation => {
+                Err(CallError::NodeGone { node: to.node })
+            }
+            _ => Err(CallError::NotConnected { node: to.node }),
+        }
+    }
+
+    /// Sets pending bits at an endpoint.
+    ///
+    /// # Errors
+    /// When the destination cannot be reached.
+    pub fn notify(
+        &mut self,
+        source: Key,
+        to: &Address,
+        bits: u64,
+        out: &mut Vec<Command<W>>,
+    ) -> Result<(), CallError> {
+        self.check_destination(source, to)?;
+        if to.node == self.node {
+            let source = self.address(source);
+            self.deliver_bits(Key { dc: to.dc, number: to.number }, source, bits, out);
+        } else {
+            let frame = self.frame(Kind::Notify, to.dc, source.number, to.number, bits, Vec::new());
+            let (node, incarnation) = (to.node, to.incarnation);
+            out.push(Command::Transmit { node, incarnation, lane: Lane::Small, frame });
+        }
+        Ok(())
+    }
+
+    /// Takes the next message, or waits for it. Returns the number of a receive that waits.
+    pub fn receive(
+        &mut self,
+        key: Key,
+        from: From,
+        deadline: u64,
+        waiter: W,
+        out: &mut Vec<Command<W>>,
+    ) -> Option<u64> {
+        let refusal = match self.endpoints.get(&key) {
+            None => Some(ReceiveError::Closed),
+            Some(endpoint) if endpoint.handler => Some(ReceiveError::InHandler),
+            Some(endpoint) if endpoint.inbox.receivers.len() >= MAX_RECEIVERS => {
+                Some(ReceiveError::TooMany)
+            }
+            Some(_) => None,
+        };
+        if let Some(error) = refusal {
+            out.push(Command::Received { waiter, result: Err(error) });
+            return None;
+        }
+        if let Some(taken) = self.take(key, from, out) {
+            out.push(Command::Received { waiter, result: Ok(taken) });
+            return None;
+        }
+        if let From::One(address) = from
+            && address.node != self.node
+            && self.peers.get(&address.node) != Some(&address.incarnation)
+        {
+            let error = ReceiveError::NodeGone { node: address.node };
+            out.push(Command::Received { waiter, result: Err(error) });
+            return None;
+        }
+        let id = self.next_request;
+        self.next_request += 1;
+        self.deadlines.insert((deadline, id));
+        self.receivers.insert(id, Receiver { waiter, key, from, deadline });
+        if let Some(endpoint) = self.endpoints.get_mut(&key) {
+            endpoint.inbox.receivers.push_back((id, from));
+        }
+        Some(id)
+    }
+
+    /// Ends a waiting call, send or receive. False if it has ended already.
+    pub fn cancel(&mut self, id: u64, out: &mut Vec<Command<W>>) -> bool {
+        if self.calls.contains_key(&id) {
+            self.end_call(id, true, out, |to| Err(CallError::TimedOut { address: to }));
+            return true;
+        }
+        self.end_receive(id, ReceiveError::TimedOut, out)
+    }
+
+    /// Answers a call. A caller that is gone, or waits no longer, is no error.
+    pub fn reply(
+        &mut self,
+        token: ReplyToken,
+        answer: Result<Vec<u8>, Status>,
+        out: &mut Vec<Command<W>>,
+    ) {
+        let (status, body) = match answer {
+            Ok(body) if body.len() > MAX_MESSAGE => (Status::TooLarge, Vec::new()),
+            Ok(body) => (Status::Done, body),
+            Err(status) => (status, Vec::new()),
+        };
+        self.answer(token, status, body, out);
+    }
+
+    fn answer(
+        &mut self,
+        token: ReplyToken,
+        status: Status,
+        body: Vec<u8>,
+        out: &mut Vec<Command<W>>,
+    ) {
+        let ReplyToken { caller, server, request, lane } = token;
+        if caller.node == self.node {
+            self.answered(request, server, status, body, out);
+            return;
+        }
+        let mut frame =
+            self.frame(Kind::Reply, server.dc, server.number, caller.number, request, body);
+        frame.header.status = status as u8;
+        let (node, incarnation) = (caller.node, caller.incarnation);
+        out.push(Command::Transmit { node, incarnation, lane, frame });
+    }
+
+    /// A data frame from a life of another node.
+    pub fn remote(
+        &mut self,
+        node: NodeId,
+        incarnation: u64,
+        lane: Lane,
+        frame: Frame,
+        out: &mut Vec<Command<W>>,
+    ) {
+        let Frame { header, body } = frame;
+        // The session may have ended while the frame was on its way from the link to here.
+        if self.peers.get(&node) != Some(&incarnation) {
+            return;
+        }
+        let source = Address { dc: header.dc, node, incarnation, number: header.source };
+        let key = Key { dc: header.dc, number: header.destination };
+        let request = header.request;
+        let kind = match header.kind {
+            Kind::Post => MessageKind::Post,
+            Kind::Call => MessageKind::Call,
+            Kind::Send => MessageKind::Send,
+            Kind::Reply => {
+                self.answered(request, source, Status::parse(header.status), body, out);
+                return;
+            }
+            Kind::Notify => {
+                if self.admits(header.dc, node) {
+                    self.deliver_bits(key, source, request, out);
+                }
+                return;
+            }
+            Kind::Cancel => {
+                if let Some(endpoint) = self.endpoints.get_mut(&key) {
+                    endpoint.inbox.cancel(source, request);
+                }
+                return;
+            }
+            Kind::Credit => {
+                self.credit(source, header.destination, request);
+                return;
+            }
+            Kind::Gone => {
+                self.windows.remove(&source);
+                out.push(Command::Stale(source));
+                return;
+            }
+            Kind::Hello | Kind::Ack | Kind::Heartbeat | Kind::Goodbye => {
+                self.statistics.malformed += 1;
+                return;
+            }
+        };
+        let message = Waiting { source, kind, body, request, lane };
+        let refusal = if self.admits(header.dc, node) {
+            match self.endpoints.get_mut(&key) {
+                None => Some(Status::NoEndpoint),
+                Some(endpoint) if !endpoint.inbox.fits(node, incarnation, 2) => {
+                    endpoint.statistics.refused += 1;
+                    Some(Status::Busy)
+                }
+                Some(_) => None,
+            }
+        } else {
+            Some(Status::NoDc)
+        };
+        let Some(status) = refusal else {
+            self.deliver(key, message, out);
+            return;
+        };
+        self.statistics.undeliverable += 1;
+        let address = self.address(key);
+        self.refuse(&message, address, status, out);
+    }
+
+    /// Whether a node may reach a container here.
+    fn admits(&self, dc: DcId, node: NodeId) -> bool {
+        self.dcs
+            .get(&dc)
+            .is_some_and(|dc| dc.members.as_ref().is_none_or(|members| members.contains(&node)))
+    }
+
+    fn refuse(
+        &mut self,
+        message: &Waiting,
+        server: Address,
+        status: Status,
+        out: &mut Vec<Command<W>>,
+    ) {
+        let caller = message.source;
+        if message.kind == MessageKind::Post {
+            if caller.node != self.node && status == Status::NoEndpoint {
+                let frame = self.frame(Kind::Gone, server.dc, server.number, 0, 0, Vec::new());
+                let (node, incarnation) = (caller.node, caller.incarnation);
+                out.push(Command::Transmit { node, incarnation, lane: message.lane, frame });
+            }
+            return;
+        }
+        let token = ReplyToken { caller, server, request: message.request, lane: message.lane };
+        self.answer(token, status, Vec::new(), out);
+    }
+
+    /// A session with a life of a node began.
+    pub fn peer_up(&mut self, node: NodeId, incarnation: u64) {
+        self.peers.insert(node, incarnation);
+    }
+
+    /// The session with a life of a node ended: calls to it fail, nothing of it is answered.
+    pub fn peer_down(&mut self, node: NodeId, incarnation: u64, out: &mut Vec<Command<W>>) {
+        if self.peers.get(&node) == Some(&incarnation) {
+            self.peers.remove(&node);
+        }
+        let is_its = |address: &Address| address.node == node && address.incarnation == incarnation;
+        let mut calls: Vec<u64> =
+            self.calls.iter().filter(|(_, call)| is_its(&call.to)).map(|(id, _)| *id).collect();
+        calls.sort_unstable();
+        for id in calls {
+            self.end_call(id, false, out, |_| Err(CallError::NodeGone { node }));
+        }
+        let mut receives: Vec<u64> = self
+            .receivers
+            .iter()
+            .filter(|(_, receiver)| matches!(&receiver.from, From::One(from) if is_its(from)))
+            .map(|(id, _)| *id)
+            .collect();
+        receives.sort_unstable();
+        for id in receives {
+            self.end_receive(id, ReceiveError::NodeGone { node }, out);
+        }
+        self.windows.retain(|address, _| !is_its(address));
+        for endpoint in self.endpoints.values_mut() {
+            endpoint.inbox.node_gone(node, incarnation);
+        }
+    }
+
+    /// Time goes on: calls and receives past their deadline end.
+    pub fn tick(&mut self, now: u64, out: &mut Vec<Command<W>>) {
+        while let Some((deadline, id)) = self.deadlines.first().copied() {
+            if deadline > now {
+                break;
+            }
+            self.deadlines.remove(&(deadline, id));
+            self.cancel(id, out);
+        }
+    }
+
+    /// When [`Exchange::tick`] has something to do next.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<u64> {
+        self.deadlines.first().map(|(deadline, _)| *deadline)
+    }
+
+    /// Figures.
+    #[must_use]
+    pub fn statistics(&self) -> ExchangeStatistics {
+        ExchangeStatistics {
+            endpoints: self.endpoints.len(),
+            calls: self.calls.len(),
+            ..self.statistics
+        }
+    }
+
+    /// Figures of an endpoint.
+    #[must_use]
+    pub fn endpoint_statistics(&self, key: Key) -> Option<EndpointStatistics> {
+        self.endpoints.get(&key).map(|endpoint| EndpointStatistics {
+            waiting: endpoint.inbox.len(),
+            ..endpoint.statistics
+        })
+    }
+
+    fn deliver(&mut self, key: Key, message: Waiting, out: &mut Vec<Command<W>>) {
+        let Some(endpoint) = self.endpoints.get_mut(&key) else { return };
+        let source = message.source;
+        endpoint.inbox.push(message);
+        self.wake(key, source, out);
+    }
+
+    fn deliver_bits(&mut self, key: Key, source: Address, bits: u64, out: &mut Vec<Command<W>>) {
+        let Some(endpoint) = self.endpoints.get_mut(&key) else {
+            self.statistics.undeliverable += 1;
+            return;
+        };
+        if !endpoint.inbox.notify(source, bits) {
+            endpoint.statistics.refused += 1;
+            return;
+        }
+        self.wake(key, source, out);
+    }
+
+    /// Something came: the first receiver that wants it gets it, or the handler runs.
+    fn wake(&mut self, key: Key, source: Address, out: &mut Vec<Command<W>>) {
+        let Some(endpoint) = self.endpoints.get_mut(&key) else { return };
+        if endpoint.handler {
+            if !endpoint.draining {
+                endpoint.draining = true;
+                out.push(Command::Drain(key));
+            }
+            return;
+        }
+        let wants = |from: &From| matches!(from, From::Any) || *from == From::One(source);
+        let Some(at) = endpoint.inbox.receivers.iter().position(|(_, from)| wants(from)) else {
+            return;
+        };
+        let Some((id, from)) = endpoint.inbox.receivers.remove(at) else { return };
+        let Some(receiver) = self.receivers.remove(&id) else { return };
+        self.deadlines.remove(&(receiver.deadline, id));
+        if let Some(taken) = self.take(key, from, out) {
+            out.push(Command::Received { waiter: receiver.waiter, result: Ok(taken) });
+        }
+    }
+
+    fn take(&mut self, key: Key, from: From, out: &mut Vec<Command<W>>) -> Option<Taken> {
+        let server = self.address(key);
+        let endpoint = self.endpoints.get_mut(&key)?;
+        let (message, bits) = endpoint.inbox.take(from)?;
+        endpoint.statistics.received += 1;
+        let Waiting { source, kind, body, request, lane } = message;
+        let token = ReplyToken { caller: source, server, request, lane };
+        match kind {
+            MessageKind::Post if source.node == self.node => {
+                self.give_back(server, body.len());
+            }
+            MessageKind::Post => {
+                if let Some(credit) = endpoint.inbox.consumed(source, body.len()) {
+                    let (posts, bytes) = (credit.posts as u64, credit.bytes as u64);
+                    let frame =
+                        self.frame(Kind::Credit, key.dc, key.number, posts, bytes, Vec::new());
+                    let (node, incarnation) = (credit.node, credit.incarnation);
+                    out.push(Command::Transmit { node, incarnation, lane: Lane::Small, frame });
+                }
+            }
+            MessageKind::Send => self.answer(token, Status::Done, Vec::new(), out),
+            MessageKind::Call | MessageKind::Notify => {}
+        }
+        let reply = (kind == MessageKind::Call).then_some(token);
+        Some(Taken { source, kind, body, bits, reply })
+    }
+
+    fn credit(&mut self, endpoint: Address, posts: u64, bytes: u64) {
+        if let Some(window) = self.windows.get_mut(&endpoint) {
+            let number = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
+            window.messages = window.messages.saturating_sub(number(posts));
+            window.bytes = window.bytes.saturating_sub(number(bytes));
+        }
+    }
+
+    fn give_back(&mut self, endpoint: Address, bytes: usize) {
+        let Some(window) = self.windows.get_mut(&endpoint) else { return };
+        window.messages = window.messages.saturating_sub(1);
+        window.bytes = window.bytes.saturating_sub(bytes);
+        if window.messages == 0 {
+            self.windows.remove(&endpoint);
+        }
+    }
+
+    fn answered(
+        &mut self,
+        request: u64,
+        server: Address,
+        status: Status,
+        body: Vec<u8>,
+        out: &mut Vec<Command<W>>,
+    ) {
+        // Only the endpoint that was asked may answer.
+        if self.calls.get(&request).is_none_or(|call| call.to != server) {
+            self.statistics.stray_replies += 1;
+            return;
+        }
+        if matches!(status, Status::NoEndpoint | Status::NoDc) {
+            out.push(Command::Stale(server));
+        }
+        self.end_call(request, false, out, |address| match status {
+            Status::Done => Ok(body),
+            Status::NoEndpoint => Err(CallError::NoEndpoint { address }),
+            Status::NoDc => Err(CallError::NoDc { dc: address.dc, node: address.node }),
+            Status::Busy => Err(CallError::Busy { address }),
+            Status::Dropped => Err(CallError::Dropped { address }),
+            Status::TooLarge => Err(CallError::TooLarge { size: MAX_MESSAGE + 1 }),
+        });
+    }
+
+    /// Ends a call. `tell`: the destination shall drop it if it still waits there.
+    fn end_call(
+        &mut self,
+        id: u64,
+        tell: bool,
+        out: &mut Vec<Command<W>>,
+        result: impl FnOnce(Address) -> Result<Vec<u8>, CallError>,
+    ) {
+        let Some(call) = self.calls.remove(&id) else { return };
+        self.deadlines.remove(&(call.deadline, id));
+        self.give_back(call.to, call.bytes);
+        if tell {
+            let to = call.to;
+            if to.node == self.node {
+                let source = self.address(call.source);
+                if let Some(endpoint) =
+                    self.endpoints.get_mut(&Key { dc: to.dc, number: to.number })
+                {
+                    endpoint.inbox.cancel(source, id);
+                }
+            } else {
+                let frame =
+                    self.frame(Kind::Cancel, to.dc, call.source.number, to.number, id, Vec::new());
+                let (node, incarnation) = (to.node, to.incarnation);
+                out.push(Command::Transmit { node, incarnation, lane: Lane::Small, frame });
+            }
+        }
+        out.push(Command::Finish { waiter: call.waiter, result: result(call.to) });
+    }
+
+    fn end_receive(&mut self, id: u64, error: ReceiveError, out: &mut Vec<Command<W>>) -> bool {
+        let Some(receiver) = self.receivers.remove(&id) else { return false };
+        self.deadlines.remove(&(receiver.deadline, id));
+        if let Some(endpoint) = self.endpoints.get_mut(&receiver.key) {
+            endpoint.inbox.receivers.retain(|(waiting, _)| *waiting != id);
+        }
+        out.push(Command::Received { waiter: receiver.waiter, result: Err(error) });
+        true
+    }
+
+    fn frame(
+        &self,
+        kind: Kind,
+        dc: DcId,
+        source: u64,
+        destination: u64,
+        request: u64,
+        body: Vec<u8>,
+    ) -> Frame {
+        let header = Header { kind, status: 0, sequence: 0, dc, source, destination, request };
+        Frame { header, body }
+    }
+}
