@@ -52,6 +52,7 @@ const PR_SET_NAME: usize = 15;
 const CLOEXEC: usize = 0o2_000_000;
 const RLIMIT_CORE: usize = 4;
 
+const SIGCONT: usize = 18;
 const SIGTSTP: usize = 20;
 const SIGTTOU: usize = 22;
 /// SIGTSTP, SIGTTIN, SIGTTOU: looked at, not taken, because taking one would lose the SIGCONT that
@@ -243,7 +244,10 @@ fn terminal_stops() {
             // The kernel's own default action stops us here, unless SIGCONT has come meanwhile.
             mask(SIG_UNBLOCK, set);
             mask(SIG_SETMASK, ALL);
-            obey(report(BACK_FROM_STOP, signal));
+            // SIGCONT is blocked here: what continued us is still pending and will be reported itself.
+            let mut after = 0_u64;
+            call(SIGPENDING, [&raw mut after as usize, 8, 0, 0, 0, 0]);
+            obey(report(BACK_FROM_STOP, (after >> (SIGCONT - 1) & 1) as usize));
         } else {
             take(set);
             obey(answer);

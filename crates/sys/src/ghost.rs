@@ -38,8 +38,12 @@ pub enum Report {
         /// Number.
         signal: i32,
     },
-    /// It goes on after a stop that it was told to make.
-    BackFromStop,
+    /// It goes on after a stop that it was told to make, or that the kernel did not make (the process
+    /// group is orphaned).
+    BackFromStop {
+        /// A `SIGCONT` is pending, which is reported next.
+        continued: bool,
+    },
     /// What an order gave: 0 or a value, or a negative errno.
     Result(i64),
 }
@@ -59,7 +63,7 @@ impl Report {
             },
             1 => Report::Hello { name: arguments[0] },
             2 if (20..=22).contains(&signal) => Report::StopPending { signal },
-            3 => Report::BackFromStop,
+            3 => Report::BackFromStop { continued: arguments[0] != 0 },
             4 => Report::Result(arguments[0] as i64),
             _ => return None,
         })

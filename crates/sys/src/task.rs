@@ -95,8 +95,11 @@ impl TaskMemory {
     pub fn strings(&mut self, address: u64, limit: usize) -> Result<Vec<Vec<u8>>> {
         let mut pointers = Vec::new();
         let mut left = limit;
+        if address == 0 {
+            return Ok(Vec::new());
+        }
         let mut at = address;
-        while address != 0 {
+        loop {
             let pointer = self.pointer(at)?;
             if pointer == 0 {
                 break;

@@ -13,7 +13,7 @@ pub struct Key {
 }
 
 /// What happens.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// The home node asks for a program to be held ready.
     Prepare {
@@ -41,7 +41,7 @@ pub enum Event {
 }
 
 /// What is to be done, in order.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command {
     /// Start it and hold it.
     Launch(Key),
@@ -116,7 +116,9 @@ impl Away {
     /// Whether [`Event::Tick`] has anything to do.
     #[must_use]
     pub fn waits(&self) -> bool {
-        self.programs.values().any(|state| matches!(state, State::Held { .. } | State::Ended { .. }))
+        self.programs
+            .values()
+            .any(|state| matches!(state, State::Held { .. } | State::Ended { .. }))
     }
 
     /// One event; the commands are to be carried out in order.
@@ -162,9 +164,7 @@ impl Away {
                 *state = State::Held { waited: false };
                 vec![Command::Prepared(key)]
             }
-            Some(State::Launching { aborted: true }) => {
-                self.discard(key)
-            }
+            Some(State::Launching { aborted: true }) => self.discard(key),
             _ => Vec::new(),
         }
     }

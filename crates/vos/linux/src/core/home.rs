@@ -12,7 +12,7 @@ pub const MAX_SIBLINGS: usize = 64;
 pub struct Call(pub u64);
 
 /// What happens.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// A process that may be placed on `node` asks to execute a program.
     Exec {
@@ -31,6 +31,8 @@ pub enum Event {
     Impossible(Placement, i32),
     /// It does not, or did not answer in time.
     NotPrepared(Placement),
+    /// It turned out before anybody was asked that the program has to stay.
+    Withdrawn(Placement),
     /// The caller could not be made a ghost; it executes the program itself.
     NotConverted(Placement),
     /// The ghost's first report.
@@ -68,7 +70,7 @@ pub enum Event {
 }
 
 /// What is to be done, in order.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command {
     /// Ask the node to prepare the program.
     Prepare {
@@ -178,6 +180,12 @@ impl Home {
         self.open.is_empty()
     }
 
+    /// Whether [`Event::Tick`] has anything to do.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        self.open.values().any(|entry| entry.state == State::Orphan)
+    }
+
     /// Where the program of a ghost runs, and by which number; `None` before the commit and after
     /// the end.
     #[must_use]
@@ -208,6 +216,7 @@ impl Home {
             Event::Prepared(placement) => self.prepared(placement),
             Event::Impossible(placement, errno) => self.not_placed(placement, Some(errno), false),
             Event::NotPrepared(placement) => self.not_placed(placement, None, true),
+            Event::Withdrawn(placement) => self.not_placed(placement, None, false),
             Event::NotConverted(placement) => self.not_converted(placement),
             Event::Hello { pid } => self.hello(pid),
             Event::CallerGone { pid } => self.caller_gone(pid),
@@ -445,7 +454,7 @@ mod tests {
         assert_eq!(home.ghost(50), Some((2, placement)));
         let ended = Event::Ended { from: 2, placement, status: 0x700 };
         assert_eq!(
-            home.step(ended.clone()),
+            home.step(ended),
             vec![Command::Acknowledge { node: 2, placement }, Command::Drain(placement)]
         );
         assert_eq!(home.step(ended), vec![Command::Acknowledge { node: 2, placement }]);
@@ -515,7 +524,7 @@ mod tests {
         home.step(Event::Prepared(placement));
         home.step(Event::Hello { pid: 50 });
         let abort = Command::Abort { node: 2, placement };
-        assert_eq!(home.step(Event::CallerGone { pid: 50 }), vec![abort.clone()]);
+        assert_eq!(home.step(Event::CallerGone { pid: 50 }), vec![abort]);
         assert_eq!(home.step(Event::Tick), vec![abort]);
         home.step(Event::Ended { from: 2, placement, status: KILLED });
         assert!(home.is_empty());

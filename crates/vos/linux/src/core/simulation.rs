@@ -195,8 +195,7 @@ impl World {
                     }
                 }
                 Command::Report(key, status) => {
-                    let ended =
-                        home::Event::Ended { from: AWAY, placement: key.placement, status };
+                    let ended = home::Event::Ended { from: AWAY, placement: key.placement, status };
                     self.send(&Happening::AtHome(ended));
                 }
                 Command::Query(key) => {

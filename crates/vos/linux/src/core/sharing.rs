@@ -1,1 +1,0 @@
-//! What keeps programs together (placeholder text replaced below).

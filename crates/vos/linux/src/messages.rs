@@ -1,0 +1,227 @@
+//! What the linux personalities of one DC say to each other, one per node.
+//!
+//! A frame is the version followed by one postcard value. A peer's bytes are checked here: a frame of
+//! another version, over the bound or with bytes left over is an error, never a partial value.
+
+use crate::core::Placement;
+use dvs_carry::CarriedDescriptor;
+use dvs_container::launch::{LaunchSpec, MAX_STRINGS, SignalSender};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// Version of these messages.
+pub const VERSION: u16 = 1;
+/// Longest frame: a program's strings and its descriptors.
+pub const MAX_FRAME: usize = MAX_STRINGS + (64 << 10);
+
+/// Why a frame was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// Another version.
+    #[error(
+        "a peer speaks version {0} of the linux personality's messages, this node {VERSION}; run the same version of dvs on both"
+    )]
+    Version(u16),
+    /// Not a message.
+    #[error("a peer's message could not be understood")]
+    Malformed,
+    /// Over [`MAX_FRAME`].
+    #[error("a message of {0} bytes is over the bound of {MAX_FRAME}")]
+    TooLong(usize),
+}
+
+/// Encodes a message.
+///
+/// # Errors
+/// [`FrameError::TooLong`].
+pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
+    let bytes = postcard::to_extend(message, VERSION.to_le_bytes().to_vec())
+        .map_err(|_| FrameError::Malformed)?;
+    if bytes.len() > MAX_FRAME { Err(FrameError::TooLong(bytes.len())) } else { Ok(bytes) }
+}
+
+/// Decodes a message.
+///
+/// # Errors
+/// See [`FrameError`].
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, FrameError> {
+    if bytes.len() > MAX_FRAME {
+        return Err(FrameError::TooLong(bytes.len()));
+    }
+    let (version, rest) = bytes.split_first_chunk().ok_or(FrameError::Malformed)?;
+    let version = u16::from_le_bytes(*version);
+    if version != VERSION {
+        return Err(FrameError::Version(version));
+    }
+    match postcard::take_from_bytes(rest) {
+        Ok((message, [])) => Ok(message),
+        _ => Err(FrameError::Malformed),
+    }
+}
+
+/// Asked of another node and answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Hold this program ready. Answer: `Prepared`, `Impossible` or `NotPrepared`.
+    Prepare(Box<Prepare>),
+    /// Parent, process group and session of a process of the node, in the DC's pids. Answer:
+    /// `Identity`.
+    Identity {
+        /// Its pid.
+        pid: u32,
+    },
+    /// A ghost shall join this process group (0: its own). Answer: `Done`.
+    SetGroup {
+        /// The ghost's pid.
+        pid: u32,
+        /// The group.
+        group: u32,
+    },
+    /// A ghost shall begin a session. Answer: `Done`.
+    NewSession {
+        /// The ghost's pid.
+        pid: u32,
+    },
+    /// A signal for a process or group that is known there. Answer: `Done`.
+    Signal {
+        /// Process (above 0) or process group (below -1).
+        target: i32,
+        /// Signal, 0 to test.
+        signal: i32,
+        /// Who sends it.
+        sender: SignalSender,
+    },
+}
+
+/// A program to be held ready.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prepare {
+    /// Number of the attempt.
+    pub placement: Placement,
+    /// Attempts below this one are over.
+    pub lowest_open: Placement,
+    /// The program; its list of descriptors is empty.
+    pub spec: LaunchSpec,
+    /// Its descriptors as they are carried.
+    pub descriptors: Vec<CarriedDescriptor>,
+}
+
+/// The answer to a [`Request`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// The program is held at its first instruction.
+    Prepared,
+    /// It cannot be executed; the errno of `execve`.
+    Impossible(i32),
+    /// It could not be prepared there; it may well run elsewhere.
+    NotPrepared,
+    /// Identity of a process.
+    Identity(Result<Identity, i32>),
+    /// 0 or errno.
+    Done(i32),
+}
+
+/// Where a process stands, in the DC's pids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Parent.
+    pub parent: u32,
+    /// Process group.
+    pub group: u32,
+    /// Session.
+    pub session: u32,
+    /// Real and saved user id: who may signal it.
+    pub users: (u32, u32),
+}
+
+/// Told to another node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Note {
+    /// To the node that holds a program: let it run.
+    Release(Placement),
+    /// End it, held or running.
+    Abort(Placement),
+    /// Its end is known.
+    Acknowledge(Placement),
+    /// A ghost took this signal.
+    Signal {
+        /// The ghost's placement.
+        placement: Placement,
+        /// The signal.
+        signal: i32,
+        /// Its sender.
+        sender: SignalSender,
+        /// Sent by a terminal: for the program's whole process group there.
+        terminal: bool,
+    },
+    /// A stop signal of terminals is pending at the ghost: would the program stop by default?
+    /// Answered by [`Note::StopAnswer`].
+    StopAsked {
+        /// The ghost's placement.
+        placement: Placement,
+        /// The signal.
+        signal: i32,
+        /// Its sender.
+        sender: SignalSender,
+    },
+    /// A signal went to the ghost's process group at home: pass it to the program's children that
+    /// are in the group, not to the program itself (its ghost reports it).
+    GroupSignal {
+        /// The ghost's placement.
+        placement: Placement,
+        /// The signal.
+        signal: i32,
+        /// Its sender.
+        sender: SignalSender,
+    },
+    /// To the home node: still wanted?
+    Query(Placement),
+    /// The program ended.
+    Ended {
+        /// Which.
+        placement: Placement,
+        /// Wait status.
+        status: i32,
+    },
+    /// The program stopped.
+    Stopped {
+        /// Which.
+        placement: Placement,
+        /// By what.
+        signal: i32,
+    },
+    /// The program goes on.
+    Continued {
+        /// Which.
+        placement: Placement,
+    },
+    /// Answer to [`Note::StopAsked`]: the program was stopped (true), or has got the signal.
+    StopAnswer {
+        /// Which.
+        placement: Placement,
+        /// Stopped.
+        stop: bool,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_checked() {
+        let note = Note::Ended { placement: Placement(7), status: 9 };
+        let bytes = encode(&note).unwrap();
+        assert_eq!(decode::<Note>(&bytes), Ok(note));
+        assert_eq!(decode::<Note>(&bytes[..bytes.len() - 1]), Err(FrameError::Malformed));
+        let mut longer = bytes.clone();
+        longer.push(0);
+        assert_eq!(decode::<Note>(&longer), Err(FrameError::Malformed));
+        let mut other = bytes;
+        other[0] = 9;
+        assert_eq!(decode::<Note>(&other), Err(FrameError::Version(9)));
+        assert_eq!(decode::<Note>(&[]), Err(FrameError::Malformed));
+        let long = vec![0; MAX_FRAME + 1];
+        assert_eq!(decode::<Note>(&long), Err(FrameError::TooLong(MAX_FRAME + 1)));
+    }
+}

@@ -1,0 +1,203 @@
+//! Placement of one program, from its trapped execve to its ghost, on one thread.
+
+use super::Personality;
+use super::convert::{Caller, Conversion};
+use super::ghosts::GhostToBe;
+use crate::core::Placement;
+use crate::core::home::{Call, Command, Event};
+use crate::image::{self, ExecArguments, Image};
+use crate::messages::{Answer, Prepare, Request, decode, encode};
+use crate::ports::PeerError;
+use crate::reason::Reason;
+use dvs_carry::Carried;
+use dvs_container::launch::SessionSpec;
+use dvs_sys::seccomp::Notification;
+use dvs_sys::task::TaskStatus;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// How long another node may take to hold a program ready; then it runs at home.
+const PREPARE_DEADLINE: Duration = Duration::from_secs(20);
+/// Every so many execs the pid block is looked at.
+const PIDS_EVERY: u32 = 32;
+
+impl Personality {
+    /// Decides what can be decided without reading anything of the caller.
+    pub(crate) fn exec_at_once(self: &Arc<Self>, call: &Notification) -> bool {
+        if self.execs.fetch_add(1, Ordering::Relaxed).is_multiple_of(PIDS_EVERY) {
+            self.check_pids(call.pid);
+        }
+        if self.bodies.lock().unwrap().is_body(call.pid) {
+            self.counters.stayed(call.pid, Reason::Placed);
+            let _ = self.listener.proceed(call.id);
+            return true;
+        }
+        let now = self.now();
+        let node = {
+            let mut placement = self.placement.lock().unwrap();
+            if placement.nodes().nth(1).is_none() {
+                self.config.node
+            } else {
+                placement.choose(now)
+            }
+        };
+        if node == self.config.node {
+            self.counters.stayed(call.pid, Reason::Policy);
+            let _ = self.listener.proceed(call.id);
+            return true;
+        }
+        self.reception.choose(call.id, node);
+        false
+    }
+
+    /// Carries a placement through.
+    pub(crate) fn exec(self: &Arc<Self>, call: &Notification) {
+        let node = self.reception.chosen(call.id).unwrap_or(self.config.node);
+        let image = match self.read_image(call) {
+            Ok(image) => image,
+            Err(reason) => {
+                let mut placement = self.placement.lock().unwrap();
+                placement.uncount(node);
+                placement.count(self.config.node, self.now());
+                drop(placement);
+                self.counters.stayed(call.pid, reason);
+                let _ = self.listener.proceed(call.id);
+                return;
+            }
+        };
+        let event = Event::Exec { pid: image.pid, thread: call.pid, call: Call(call.id), node };
+        let commands = self.home.lock().unwrap().step(event);
+        let mut prepare = None;
+        for command in commands {
+            match command {
+                Command::Prepare { placement, lowest_open, .. } => {
+                    prepare = Some((placement, lowest_open));
+                }
+                other => self.home_command(other),
+            }
+        }
+        // None: another thread of the caller was first, and this one waits for its fate.
+        if let Some((placement, lowest_open)) = prepare {
+            self.place(call, node, image, placement, lowest_open);
+        }
+    }
+
+    fn read_image(&self, call: &Notification) -> Result<Image, Reason> {
+        let baseline = self.baseline().ok_or(Reason::Failed)?;
+        let status = TaskStatus::read(call.pid).map_err(|_| Reason::Failed)?;
+        if self.bodies.lock().unwrap().is_body(status.process) {
+            return Err(Reason::Placed);
+        }
+        image::read(call, &status, baseline, &*self.files)
+    }
+
+    fn place(
+        self: &Arc<Self>,
+        call: &Notification,
+        node: u16,
+        image: Image,
+        placement: Placement,
+        lowest_open: Placement,
+    ) {
+        let stays = |reason: Reason, event: Event| {
+            self.counters.stayed(call.pid, reason);
+            self.placement.lock().unwrap().uncount(node);
+            self.home_event(event);
+        };
+        let Some(exec) = ExecArguments::of(call) else { return };
+        let caller =
+            Caller { thread: call.pid, call: call.id, exec, empty_string: image.empty_string };
+        let mut spec = image.spec;
+        let exported = self.carry.export(node, self.key_of(placement), image.descriptors);
+        let descriptors = match exported {
+            Ok(descriptors) => descriptors,
+            Err(refusal) => {
+                stays(Reason::from(&refusal), Event::Withdrawn(placement));
+                return;
+            }
+        };
+        if image.has_terminal {
+            let terminal = descriptors
+                .iter()
+                .find(|descriptor| matches!(descriptor.what, Carried::Terminal { .. }))
+                .map(|descriptor| descriptor.number);
+            if terminal.is_some() {
+                spec.session = SessionSpec::New { terminal };
+            }
+        }
+        let future = GhostToBe {
+            placement,
+            node,
+            pid: image.pid,
+            process: image.process,
+            handle: image.handle,
+            path: spec.path.0.clone(),
+            descriptors_end: image.descriptors_end,
+        };
+        let prepare = Prepare { placement, lowest_open, spec, descriptors };
+        let Ok(bytes) = encode(&Request::Prepare(Box::new(prepare))) else {
+            stays(Reason::TooLarge, Event::Withdrawn(placement));
+            return;
+        };
+        match self.ask(node, bytes, PREPARE_DEADLINE) {
+            Ok(Answer::Prepared) => self.make_ghost(&caller, placement, future),
+            Ok(Answer::Impossible(errno)) => {
+                stays(Reason::NotFound, Event::Impossible(placement, errno));
+            }
+            Ok(_) | Err(PeerError::TimedOut(_)) => {
+                stays(Reason::Refused, Event::NotPrepared(placement));
+            }
+            Err(PeerError::Gone(_)) => {
+                self.placement.lock().unwrap().remove(node);
+                stays(Reason::NodeLost, Event::NotPrepared(placement));
+            }
+        }
+    }
+
+    fn make_ghost(self: &Arc<Self>, caller: &Caller, placement: Placement, future: GhostToBe) {
+        let commands = self.home.lock().unwrap().step(Event::Prepared(placement));
+        if !commands.contains(&Command::Convert(placement)) {
+            for command in commands {
+                self.home_command(command);
+            }
+            return;
+        }
+        if self.watch_ghost(future).is_err() {
+            self.counters.stayed(caller.thread, Reason::Failed);
+            self.home_event(Event::NotConverted(placement));
+            return;
+        }
+        match self.convert(caller) {
+            Conversion::Ghost => {}
+            Conversion::Own => {
+                self.counters.stayed(caller.thread, Reason::Failed);
+                self.home_event(Event::NotConverted(placement));
+            }
+            // Its thread may have been killed by another one's exec, with the process alive.
+            Conversion::Gone => self.home_event(Event::NotConverted(placement)),
+        }
+    }
+
+    /// A question to another node.
+    pub(crate) fn ask(
+        &self,
+        node: u16,
+        bytes: Vec<u8>,
+        deadline: Duration,
+    ) -> Result<Answer, PeerError> {
+        let answer = self.peers.call(node, bytes, deadline)?;
+        decode(&answer).map_err(|_| PeerError::TimedOut(node))
+    }
+
+    /// Nothing of a placement is needed any more.
+    pub(crate) fn forget_placement(&self, placement: Placement) {
+        let pid = {
+            let ghosts = self.ghosts.lock().unwrap();
+            ghosts.all().find(|(_, ghost)| ghost.placement == placement).map(|(pid, _)| pid)
+        };
+        let committed = pid.is_some_and(|pid| self.unwatch_ghost(pid, placement));
+        let key = self.key_of(placement);
+        if committed { self.carry.finished(key) } else { self.carry.withdraw(key) }
+    }
+}
