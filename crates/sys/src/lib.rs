@@ -9,6 +9,7 @@ pub mod descriptor;
 pub mod error;
 pub mod features;
 pub mod filelock;
+pub mod flock;
 pub mod fork;
 pub mod fuse;
 pub mod ghost;

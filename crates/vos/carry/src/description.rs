@@ -5,7 +5,7 @@
 //! writes among all who share the description are the kernel's own. They may block (a disk, a file
 //! system that is served elsewhere), so bounded workers do them.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::sync::{Arc, Condvar, Mutex, Weak};
@@ -17,6 +17,8 @@ use crate::messages::{
 
 /// Most threads that do operations at home.
 pub const MAX_WORKERS: usize = 16;
+/// Most `flock` calls that wait for a lock, each in a thread of its own; further ones get `ENOLCK`.
+pub const MAX_LOCK_WAITERS: usize = 256;
 /// Most operations that wait for one; further ones are answered `EAGAIN`.
 pub const MAX_QUEUE: usize = 4096;
 
@@ -26,11 +28,24 @@ pub struct SharedDescription {
     engine: Weak<Engine>,
     home: u16,
     description: DescriptionId,
+    waiting: Mutex<Waiting>,
 }
+
+/// Calls that can be interrupted, by the caller's number.
+#[derive(Debug, Default)]
+struct Waiting {
+    /// Request number of each.
+    requests: HashMap<u64, u64>,
+    /// Interrupts that came before their call, the oldest first.
+    early: VecDeque<u64>,
+}
+
+/// Most interrupts kept for calls that have not come yet (or are over).
+const MAX_EARLY: usize = 64;
 
 impl SharedDescription {
     pub(crate) fn new(engine: Weak<Engine>, home: u16, description: DescriptionId) -> Self {
-        SharedDescription { engine, home, description }
+        SharedDescription { engine, home, description, waiting: Mutex::default() }
     }
 
     /// Reads at most `length` bytes (at most [`MAX_PAYLOAD`]): the bytes and the position afterwards.
@@ -84,6 +99,46 @@ impl SharedDescription {
         }
     }
 
+    /// `flock` on the description: `LOCK_SH`, `LOCK_EX` or `LOCK_UN`, with `LOCK_NB`. Without it, it
+    /// waits for the lock, or until [`SharedDescription::interrupt`] names `call`; then `EINTR`.
+    pub fn lock(&self, call: u64, operation: i32) -> Result<(), i32> {
+        let engine = self.engine.upgrade().ok_or(libc::EIO)?;
+        let request = engine.request_number();
+        {
+            let mut waiting = self.waiting.lock().unwrap();
+            if let Some(index) = waiting.early.iter().position(|&early| early == call) {
+                waiting.early.remove(index);
+                return Err(libc::EINTR);
+            }
+            waiting.requests.insert(call, request);
+        }
+        let operation = DescriptionOperation::Lock { operation };
+        let result = engine.describe(self.home, request, self.description, operation);
+        self.waiting.lock().unwrap().requests.remove(&call);
+        match result? {
+            DescriptionOutcome::Done => Ok(()),
+            _ => Err(libc::EPROTO),
+        }
+    }
+
+    /// The call is not wanted any more; it may be over, or not have begun.
+    pub fn interrupt(&self, call: u64) {
+        let request = {
+            let mut waiting = self.waiting.lock().unwrap();
+            let request = waiting.requests.get(&call).copied();
+            if request.is_none() {
+                if waiting.early.len() >= MAX_EARLY {
+                    waiting.early.pop_front();
+                }
+                waiting.early.push_back(call);
+            }
+            request
+        };
+        if let (Some(request), Some(engine)) = (request, self.engine.upgrade()) {
+            engine.cancel(self.home, request);
+        }
+    }
+
     fn done(&self, operation: DescriptionOperation) -> Result<(), i32> {
         match self.call(operation)? {
             DescriptionOutcome::Done => Ok(()),
@@ -93,7 +148,7 @@ impl SharedDescription {
 
     fn call(&self, operation: DescriptionOperation) -> Result<DescriptionOutcome, i32> {
         let engine = self.engine.upgrade().ok_or(libc::EIO)?;
-        engine.describe(self.home, self.description, operation)
+        engine.describe(self.home, engine.request_number(), self.description, operation)
     }
 }
 
@@ -133,6 +188,11 @@ pub(crate) fn perform(
         }
         DescriptionOperation::Sync { data_only } => {
             retry(|| if data_only { file.sync_data() } else { file.sync_all() })?;
+            Ok(DescriptionOutcome::Done)
+        }
+        DescriptionOperation::Lock { operation } => {
+            // One that has to wait does not come here.
+            dvs_sys::flock::flock(file, operation).map_err(|error| error.errno)?;
             Ok(DescriptionOutcome::Done)
         }
         DescriptionOperation::Seek { offset, whence } => {

@@ -287,6 +287,9 @@ impl Engine {
             CarryMessage::DescriptionRequest { request, description, operation } => {
                 state.home_describe(from, request, description, operation, this, effects);
             }
+            CarryMessage::DescriptionCancel { request } => {
+                state.home_describe_cancelled(from, request, effects);
+            }
             CarryMessage::DescriptionReply { request, result } => {
                 if state.requests.get(&request).is_some_and(|waiting| waiting.home == from)
                     && let Some(waiting) = state.requests.remove(&request)
@@ -316,20 +319,31 @@ impl Engine {
 
     /// Posts a reply made by a worker.
     fn reply(&self, to: u16, request: u64, result: Result<DescriptionOutcome, i32>) {
-        self.locked(|_, effects| {
+        self.locked(|state, effects| {
+            state.home.waiting_locks.remove(&(to, request));
             effects.post(to, CarryMessage::DescriptionReply { request, result });
         });
+    }
+
+    /// A number for one request.
+    pub(crate) fn request_number(&self) -> u64 {
+        self.next_request.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// A request that waits at home shall be answered now.
+    pub(crate) fn cancel(&self, home: u16, request: u64) {
+        self.locked(|_, effects| effects.post(home, CarryMessage::DescriptionCancel { request }));
     }
 
     /// Has one operation done at home and waits for it.
     pub(crate) fn describe(
         &self,
         home: u16,
+        request: u64,
         description: DescriptionId,
         operation: DescriptionOperation,
     ) -> Result<DescriptionOutcome, i32> {
         let (sender, receiver) = sync_channel(1);
-        let request = self.next_request.fetch_add(1, Ordering::Relaxed);
         self.locked(|state, effects| {
             if state.stopped {
                 return Err(libc::EIO);

@@ -130,6 +130,11 @@ pub enum DescriptionOperation {
         /// `fdatasync`.
         data_only: bool,
     },
+    /// `flock`. Without `LOCK_NB` the answer waits for the lock. Answer: `Done`.
+    Lock {
+        /// `LOCK_SH`, `LOCK_EX` or `LOCK_UN`, with `LOCK_NB`.
+        operation: i32,
+    },
     /// `lseek(SEEK_DATA | SEEK_HOLE)` without moving the position for good. Answer: `Offset`.
     Seek {
         /// From where.
@@ -230,6 +235,12 @@ pub enum CarryMessage {
         description: DescriptionId,
         /// What.
         operation: DescriptionOperation,
+    },
+    /// Away to home: a waiting request (for a lock) is not wanted any more. It is answered `EINTR`,
+    /// unless its answer is under way.
+    DescriptionCancel {
+        /// The request's number.
+        request: u64,
     },
     /// Home to away: the answer, or an errno.
     DescriptionReply {

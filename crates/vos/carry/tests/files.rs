@@ -163,3 +163,44 @@ fn descriptions_end_with_their_last_user_or_their_node() {
     pair.network.kill(HOME);
     assert_eq!(request.description.read(Position::Sequential, 1).unwrap_err(), libc::EIO);
 }
+
+#[test]
+fn locks_belong_to_the_description_and_can_be_given_up() {
+    use dvs_sys::flock::flock;
+    let pair = Pair::new(Delivery::Threaded);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("lock");
+    let file = File::create(&path).unwrap();
+    let other = File::create(&path).unwrap();
+    let shared = attach(&pair, &file).description;
+    shared.lock(1, libc::LOCK_EX).unwrap();
+    let free = |file: &File| flock(file, libc::LOCK_EX | libc::LOCK_NB).is_ok();
+    assert!(!free(&other), "held by the description at home");
+    assert!(free(&file), "by this very one");
+    shared.lock(2, libc::LOCK_UN).unwrap();
+    assert!(free(&other));
+    assert_eq!(shared.lock(3, libc::LOCK_SH | libc::LOCK_NB), Err(libc::EWOULDBLOCK));
+
+    // Given up while it waits: the lock is not taken later.
+    let waiter = Arc::clone(&shared);
+    let waiting = std::thread::spawn(move || waiter.lock(4, libc::LOCK_EX));
+    shared.interrupt(4);
+    let ended = waiting.join().unwrap();
+    assert_eq!(ended, Err(libc::EINTR));
+    flock(&other, libc::LOCK_UN).unwrap();
+    until("the late lock is given back", || {
+        let third = File::create(&path).unwrap();
+        free(&third)
+    });
+
+    // Waits until it is free.
+    flock(&other, libc::LOCK_EX).unwrap();
+    let waiter = Arc::clone(&shared);
+    let waiting = std::thread::spawn(move || waiter.lock(5, libc::LOCK_EX));
+    flock(&other, libc::LOCK_UN).unwrap();
+    assert_eq!(waiting.join().unwrap(), Ok(()));
+    assert!(!free(&other));
+    // Interrupted before it began; an interrupt of a call that is over is forgotten in time.
+    shared.interrupt(6);
+    assert_eq!(shared.lock(6, libc::LOCK_EX), Err(libc::EINTR));
+}

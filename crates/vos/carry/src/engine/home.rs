@@ -3,9 +3,11 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use dvs_sys::error::SysError;
+use dvs_sys::flock::flock;
 use dvs_sys::{pipe, terminal};
 
 use super::{Effects, Engine, IN, ONCE, OUT, State, Watched, room};
@@ -70,6 +72,8 @@ pub(super) struct Home {
     /// Pipes whose read end is carried, by device and inode.
     readers: HashSet<(u64, u64)>,
     programs: HashMap<ProgramKey, Placed>,
+    /// Locks that a thread waits for, by asker and request; `true`: not wanted any more.
+    pub(super) waiting_locks: HashMap<(u16, u64), Arc<AtomicBool>>,
     next: u64,
 }
 
@@ -491,6 +495,12 @@ impl State {
             return;
         };
         let file = Arc::clone(&found.file);
+        if let DescriptionOperation::Lock { operation } = operation
+            && operation & (libc::LOCK_NB | libc::LOCK_UN) == 0
+        {
+            self.home_lock(from, request, file, operation, engine, effects);
+            return;
+        }
         // Answers EAGAIN if it is dropped undone, because no worker has room for it.
         let answer = Answer { engine, to: from, request, result: Err(libc::EAGAIN) };
         effects.jobs.push(Box::new(move || {
@@ -500,6 +510,60 @@ impl State {
             drop(file);
             answer.finish(result);
         }));
+    }
+
+    /// Waits for a lock in a thread of its own, or not at all if it is free.
+    fn home_lock(
+        &mut self,
+        from: u16,
+        request: u64,
+        file: Arc<File>,
+        operation: i32,
+        engine: Weak<Engine>,
+        effects: &mut Effects,
+    ) {
+        let mut answer = Answer { engine, to: from, request, result: Err(libc::ENOLCK) };
+        if self.home.waiting_locks.len() >= description::MAX_LOCK_WAITERS {
+            effects.callbacks.push(Box::new(move || drop(answer)));
+            return;
+        }
+        let unwanted = Arc::new(AtomicBool::new(false));
+        self.home.waiting_locks.insert((from, request), Arc::clone(&unwanted));
+        effects.callbacks.push(Box::new(move || {
+            // Not started: the answer is dropped and says ENOLCK.
+            let _ = std::thread::Builder::new().name("carry-lock".into()).spawn(move || {
+                answer.result = loop {
+                    match flock(&*file, operation) {
+                        Err(error) if error.errno == libc::EINTR => {}
+                        other => break other.map(|()| DescriptionOutcome::Done),
+                    }
+                }
+                .map_err(|error| error.errno);
+                if unwanted.swap(true, Ordering::AcqRel) {
+                    // Answered already: what came too late is given back.
+                    if answer.result.is_ok() {
+                        let _ = flock(&*file, libc::LOCK_UN);
+                    }
+                    answer.forget();
+                }
+                drop(file);
+                drop(answer);
+            });
+        }));
+    }
+
+    pub(super) fn home_describe_cancelled(
+        &mut self,
+        from: u16,
+        request: u64,
+        effects: &mut Effects,
+    ) {
+        if let Some(unwanted) = self.home.waiting_locks.get(&(from, request))
+            && !unwanted.swap(true, Ordering::AcqRel)
+        {
+            let result = Err(libc::EINTR);
+            effects.post(from, CarryMessage::DescriptionReply { request, result });
+        }
     }
 
     pub(super) fn home_description_dropped(&mut self, from: u16, number: DescriptionId) {
@@ -518,6 +582,15 @@ struct Answer {
 }
 
 impl Answer {
+    /// The request was answered by somebody else.
+    fn forget(&mut self) {
+        if let Some(engine) = std::mem::take(&mut self.engine).upgrade() {
+            engine.locked(|state, _| {
+                state.home.waiting_locks.remove(&(self.to, self.request));
+            });
+        }
+    }
+
     fn finish(mut self, result: Result<DescriptionOutcome, i32>) {
         self.result = result;
     }
