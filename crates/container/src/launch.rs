@@ -78,6 +78,33 @@ pub struct LaunchSpec {
     pub oom_score_adjust: Option<i32>,
 }
 
+impl LaunchSpec {
+    /// A program of the container's root with no descriptors, in `/`, in a session of its own.
+    #[must_use]
+    pub fn new(path: &str, arguments: &[&str]) -> Self {
+        LaunchSpec {
+            pid: None,
+            path: path.into(),
+            search_path: false,
+            arguments: arguments.iter().map(|argument| (*argument).into()).collect(),
+            environment: Vec::new(),
+            directory: "/".into(),
+            umask: 0o022,
+            limits: Vec::new(),
+            credentials: LaunchCredentials::default(),
+            blocked_signals: 0,
+            ignored_signals: 0,
+            nice: 0,
+            affinity: None,
+            session: SessionSpec::New { terminal: None },
+            descriptors: Vec::new(),
+            hold: false,
+            no_new_privileges: false,
+            oom_score_adjust: None,
+        }
+    }
+}
+
 /// Ids of a program inside the container.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct LaunchCredentials {
@@ -167,6 +194,13 @@ pub enum LauncherRequest {
         /// Sender to show in `si_pid` and `si_uid`, with `si_code` `SI_QUEUE`, and the value queued.
         sender: Option<SignalSender>,
     },
+    /// Choose or read from where the container's pids are taken. Answer: `Pids`.
+    AimPids {
+        /// The daemon's number for this request.
+        request: u64,
+        /// The number that the next process shall get if it is free; `None`: only read.
+        next: Option<u32>,
+    },
 }
 
 /// Whom a signal shows as its sender.
@@ -233,6 +267,15 @@ pub enum LauncherEvent {
         /// 0 or errno.
         errno: i32,
     },
+    /// Answer to `AimPids`.
+    Pids {
+        /// The daemon's number.
+        request: u64,
+        /// The number taken last (`ns_last_pid`), or errno.
+        last: Result<u32, i32>,
+    },
+    /// A request was malformed or over a bound and had no effect.
+    Rejected,
 }
 
 /// Where a launch failed.

@@ -388,6 +388,48 @@ pub fn wait_readable(fd: BorrowedFd<'_>, timeout: Option<u32>) -> Result<bool> {
     Ok(entry[0].ready != 0)
 }
 
+/// Writes to a socket wait at most this long (`SO_SNDTIMEO`), then fail with `EAGAIN`.
+///
+/// # Errors
+/// `ENOTSOCK`.
+pub fn set_send_timeout(socket: BorrowedFd<'_>, limit: std::time::Duration) -> Result<()> {
+    let time = libc::timeval {
+        tv_sec: limit.as_secs() as libc::time_t,
+        tv_usec: libc::suseconds_t::from(limit.subsec_micros()),
+    };
+    // SAFETY: the kernel reads one timeval.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_SNDTIMEO,
+            (&raw const time).cast(),
+            size_of::<libc::timeval>() as libc::socklen_t,
+        )
+    };
+    check("setsockopt(SO_SNDTIMEO)", i64::from(done))?;
+    Ok(())
+}
+
+/// Ends a connection in both directions; whoever waits on either end wakes up.
+pub fn shut_down(socket: BorrowedFd<'_>) {
+    // SAFETY: integers only. The only error is that it is no connected socket.
+    unsafe { libc::shutdown(socket.as_raw_fd(), libc::SHUT_RDWR) };
+}
+
+/// Makes standard input, output or error (0 to 2) refer to another file.
+///
+/// # Errors
+/// `EINVAL` for another number, and what `dup2` says.
+pub fn replace_standard(number: RawFd, fd: BorrowedFd<'_>) -> Result<()> {
+    if !(0..=2).contains(&number) {
+        return Err(SysError::new("dup2", libc::EINVAL));
+    }
+    // SAFETY: Rust's standard streams own no state that depends on which file the number means.
+    check("dup2", i64::from(unsafe { libc::dup2(fd.as_raw_fd(), number) }))?;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

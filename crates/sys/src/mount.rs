@@ -1,7 +1,9 @@
 //! Mounts: `mount`, `umount2`, `pivot_root`, and the mount table.
 
+use crate::descriptor::own;
 use crate::error::{Result, check};
 use std::ffi::CStr;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 /// Mounts a file system of a type.
@@ -63,6 +65,64 @@ pub fn pivot_root_here() -> Result<()> {
         libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr())
     })?;
     unmount(c".", libc::MNT_DETACH)
+}
+
+/// A copy of a mount (with `recursive`, of all below it) that is attached nowhere yet; it can be
+/// attached even where `path` has been covered since.
+///
+/// # Errors
+/// `ENOENT`, `EPERM`, `ENOSYS` before Linux 5.2.
+pub fn detached_copy(path: &CStr, recursive: bool) -> Result<OwnedFd> {
+    let recursion = if recursive { libc::AT_RECURSIVE } else { 0 };
+    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | recursion as libc::c_uint;
+    // SAFETY: the path is NUL-terminated and lives through the call.
+    let fd = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
+    Ok(own(check("open_tree", fd)?))
+}
+
+/// Attaches a detached mount.
+///
+/// # Errors
+/// `ENOENT`, `EPERM`, `EINVAL`.
+pub fn attach(detached: BorrowedFd<'_>, target: &CStr) -> Result<()> {
+    // MOVE_MOUNT_F_EMPTY_PATH
+    let flags = 4_u32;
+    // SAFETY: both paths are NUL-terminated and live through the call.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            detached.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_FDCWD,
+            target.as_ptr(),
+            flags,
+        )
+    };
+    check("move_mount", done)?;
+    Ok(())
+}
+
+/// Makes a mount and all below it read-only, without set-id programs and devices (Linux 5.12).
+///
+/// # Errors
+/// `EPERM`, `EINVAL` when it is no mount point, `ENOSYS`.
+pub fn restrict_tree(target: &CStr) -> Result<()> {
+    // struct mount_attr: attr_set, attr_clr, propagation, userns_fd.
+    let attributes = [1_u64 | 2 | 4, 0, 0, 0];
+    // SAFETY: the path is NUL-terminated, the structure has the size given; both live through the
+    // call.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            libc::AT_FDCWD,
+            target.as_ptr(),
+            libc::AT_RECURSIVE,
+            attributes.as_ptr(),
+            size_of_val(&attributes),
+        )
+    };
+    check("mount_setattr", done)?;
+    Ok(())
 }
 
 /// One line of a mount table.

@@ -30,7 +30,15 @@ fn request(request: u32, pid: u32, address: u64, data: u64) -> Result<i64> {
     // SAFETY: private; the callers below pass integers or pointers to live memory of the size that
     // the request wants. The raw call is used because the library's wrapper changes PEEK requests.
     let done = unsafe {
-        libc::syscall(libc::SYS_ptrace, u64::from(request), pid as libc::pid_t, address, data)
+        libc::syscall(
+            libc::SYS_ptrace,
+            u64::from(request),
+            pid as libc::pid_t,
+            address,
+            data,
+            0_u64,
+            crate::untrapped::carried(),
+        )
     };
     check("ptrace", done)
 }

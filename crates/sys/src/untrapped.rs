@@ -8,6 +8,20 @@
 use crate::error::{Result, check};
 use std::ffi::CStr;
 use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+static CARRIED: AtomicU64 = AtomicU64::new(0);
+
+/// Says that this process carries a filter with this cookie itself: [`crate::ptrace`] then makes its
+/// calls with it.
+pub fn carry(cookie: u64) {
+    CARRIED.store(cookie, Ordering::Relaxed);
+}
+
+/// The cookie of [`carry`], 0 if none.
+pub(crate) fn carried() -> u64 {
+    CARRIED.load(Ordering::Relaxed)
+}
 
 /// Makes calls with a cookie.
 #[derive(Debug, Clone, Copy)]
@@ -95,6 +109,62 @@ impl Untrapped {
             )
         };
         check("rt_sigqueueinfo", done)?;
+        Ok(())
+    }
+
+    /// Sets the blocked signals of the calling thread, bit n-1 for signal n.
+    ///
+    /// # Errors
+    /// None that the kernel documents.
+    pub fn set_signal_mask(self, mask: u64) -> Result<()> {
+        // SAFETY: the kernel reads the eight bytes of the mask.
+        let done = unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigprocmask,
+                libc::SIG_SETMASK,
+                &raw const mask,
+                0_u64,
+                8_u64,
+                0_u64,
+                self.cookie,
+            )
+        };
+        check("rt_sigprocmask", done)?;
+        Ok(())
+    }
+
+    /// Ignores a signal (or gives it its default action) in the whole process; also those that the
+    /// C library keeps for itself.
+    ///
+    /// # Errors
+    /// `EINVAL` for a number that is no signal or whose action is fixed.
+    pub fn set_ignored(self, signal: i32, ignored: bool) -> Result<()> {
+        // The kernel's struct sigaction: handler, flags, restorer, mask.
+        let handler = if ignored { libc::SIG_IGN } else { libc::SIG_DFL };
+        let action = [handler as u64, 0, 0, 0];
+        // SAFETY: the kernel reads the 32 bytes of the action; neither of the two runs code.
+        let done = unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                action.as_ptr(),
+                0_u64,
+                8_u64,
+                0_u64,
+                self.cookie,
+            )
+        };
+        check("rt_sigaction", done)?;
+        Ok(())
+    }
+
+    /// The calling process is traced by its parent from now on.
+    ///
+    /// # Errors
+    /// `EPERM` when it is traced already.
+    pub fn trace_me(self) -> Result<()> {
+        let arguments = [u64::from(libc::PTRACE_TRACEME), 0, 0, 0, 0];
+        self.integers("ptrace(TRACEME)", libc::SYS_ptrace, arguments)?;
         Ok(())
     }
 

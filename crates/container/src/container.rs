@@ -1,0 +1,333 @@
+//! The daemon's end of a container: starting it, what it consists of, ending it.
+
+use crate::frame::{self, FrameError};
+use crate::handle::{EventSink, Launcher};
+use crate::messages::{FromKeeper, ToKeeper};
+use crate::spec::{ContainerSpec, RootSpec};
+use dvs_sys::descriptor::{self, SocketKind};
+use dvs_sys::process;
+use dvs_sys::seccomp::Listener;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+/// Longest wait for each message of a keeper while it builds.
+const BUILD_TIMEOUT: Duration = Duration::from_secs(20);
+/// Longest wait for a keeper to end its container; then it is ended from here.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How a keeper is run.
+#[derive(Debug, Clone)]
+pub struct KeeperProgram {
+    /// Its binary, a sealed memfd.
+    pub binary: Arc<OwnedFd>,
+    /// Arguments after the program's name.
+    pub arguments: Vec<String>,
+    /// Its whole environment.
+    pub environment: Vec<(String, String)>,
+}
+
+impl KeeperProgram {
+    /// The running program itself, copied and sealed once per process, as `dvs internal keeper`.
+    ///
+    /// # Errors
+    /// What reading the own binary and writing memory give.
+    pub fn own() -> std::io::Result<Self> {
+        static COPY: OnceLock<Arc<OwnedFd>> = OnceLock::new();
+        let binary = match COPY.get() {
+            Some(copy) => Arc::clone(copy),
+            None => {
+                let source = std::fs::File::open("/proc/self/exe")?;
+                let copy = Arc::new(descriptor::sealed_copy(c"dvs-keeper", source)?);
+                Arc::clone(COPY.get_or_init(|| copy))
+            }
+        };
+        Ok(KeeperProgram {
+            binary,
+            arguments: vec!["internal".to_owned(), "keeper".to_owned()],
+            environment: Vec::new(),
+        })
+    }
+}
+
+/// A container could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The description is wrong.
+    #[error("{0}")]
+    Spec(String),
+    /// The keeper could not be run.
+    #[error("cannot run the keeper of the container: {0}")]
+    Keeper(std::io::Error),
+    /// A step of the build failed; nothing is left.
+    #[error("cannot build the container ({step}): {}", std::io::Error::from_raw_os_error(*errno))]
+    Build {
+        /// What was tried.
+        step: String,
+        /// errno.
+        errno: i32,
+    },
+    /// The keeper went away or spoke nonsense.
+    #[error("the keeper of the container is gone: {0}")]
+    Lost(String),
+}
+
+/// A container could not be ended completely.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the container has not ended completely: {}", left.join("; "))]
+pub struct EndError {
+    /// What is left, one sentence each.
+    pub left: Vec<String>,
+}
+
+/// A running container. Ends when dropped.
+#[derive(Debug)]
+pub struct Container {
+    /// Where trapped calls are reported.
+    pub listener: Listener,
+    /// Starts programs.
+    pub launcher: Launcher,
+    /// Names pid 1; readable when the container has ended.
+    pub init_pidfd: OwnedFd,
+    /// Pid of pid 1 outside.
+    pub init: u32,
+    /// Pid of the launcher.
+    pub launcher_pid: u32,
+    /// What could not be set up, and what that means for the user.
+    pub warnings: Vec<String>,
+    /// Cgroup folders of the container.
+    pub cgroups: Vec<String>,
+    keeper: Mutex<Keeper>,
+}
+
+#[derive(Debug)]
+struct Keeper {
+    socket: OwnedFd,
+    child: Child,
+    reader: Option<std::thread::JoinHandle<()>>,
+    ended: Option<Result<(), EndError>>,
+}
+
+impl Container {
+    /// Starts a container. With a FUSE root `serve_fuse` is called as soon as the file system is
+    /// mounted, and must serve the descriptor on other threads; with a bound root it is not called.
+    /// `events` is called by a thread of the container.
+    ///
+    /// # Errors
+    /// See [`StartError`]; nothing is left then.
+    pub fn start(
+        spec: &ContainerSpec,
+        program: &KeeperProgram,
+        serve_fuse: impl FnOnce(OwnedFd),
+        events: EventSink,
+    ) -> Result<Container, StartError> {
+        spec.validate().map_err(StartError::Spec)?;
+        let (ours, theirs) = descriptor::socket_pair(SocketKind::Stream)
+            .map_err(|e| StartError::Keeper(e.into()))?;
+        let mut command = Command::new(format!("/proc/self/fd/{}", program.binary.as_raw_fd()));
+        command
+            .args(&program.arguments)
+            .env_clear()
+            .envs(program.environment.iter().map(|(name, value)| (name, value)))
+            .current_dir("/")
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null());
+        let child = command.spawn().map_err(StartError::Keeper)?;
+        // The command holds the keeper's end of the socket: without this its death would not be seen.
+        drop(command);
+        let mut keeper = Keeper { socket: ours, child, reader: None, ended: None };
+        match keeper.build(spec, serve_fuse, events) {
+            Ok(parts) => Ok(Container {
+                listener: parts.listener,
+                launcher: parts.launcher,
+                init_pidfd: parts.init_pidfd,
+                init: parts.init,
+                launcher_pid: parts.launcher_pid,
+                warnings: parts.warnings,
+                cgroups: parts.cgroups,
+                keeper: Mutex::new(keeper),
+            }),
+            Err(error) => {
+                keeper.stop();
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends the container: all its processes, mounts and cgroups. Repeated calls give the first
+    /// answer. Bounded, also when a process of the guest hangs in its file system.
+    ///
+    /// # Errors
+    /// What is left.
+    pub fn end(&self) -> Result<(), EndError> {
+        let mut keeper = self.keeper.lock().unwrap();
+        if let Some(result) = &keeper.ended {
+            return result.clone();
+        }
+        let mut left = keeper.end();
+        // The keeper may have been killed: make sure from here.
+        if !wait_for_end(&self.init_pidfd, Duration::ZERO) {
+            let _ = process::pidfd_send_signal(self.init_pidfd.as_fd(), libc::SIGKILL);
+            if !wait_for_end(&self.init_pidfd, END_TIMEOUT) {
+                left.push(format!("pid 1 of the container (process {}) does not end", self.init));
+            }
+        }
+        left.extend(crate::cgroup::remove(&self.cgroups));
+        self.launcher.close();
+        if let Some(reader) = keeper.reader.take() {
+            if reader.thread().id() != std::thread::current().id() {
+                let _ = reader.join();
+            }
+        }
+        let result = if left.is_empty() { Ok(()) } else { Err(EndError { left }) };
+        keeper.ended = Some(result.clone());
+        result
+    }
+
+    /// Whether pid 1 still runs.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        !wait_for_end(&self.init_pidfd, Duration::ZERO)
+    }
+
+    /// Stops everything in the container by its cgroup freezer, launcher included, or lets it go on.
+    /// Where there is none: `Launcher::signal(-1, SIGSTOP)` stops the guest's processes.
+    ///
+    /// # Errors
+    /// errno; `EOPNOTSUPP` without a freezer.
+    pub fn freeze(&self, frozen: bool) -> Result<(), i32> {
+        let keeper = self.keeper.lock().unwrap();
+        if keeper.ended.is_some() {
+            return Err(libc::ESHUTDOWN);
+        }
+        frame::send(keeper.socket.as_fd(), &ToKeeper::Freeze(frozen), &[])
+            .map_err(|_| libc::ESHUTDOWN)?;
+        match keeper.receive(END_TIMEOUT) {
+            Ok((FromKeeper::Frozen(0), _)) => Ok(()),
+            Ok((FromKeeper::Frozen(errno), _)) => Err(errno),
+            _ => Err(libc::ESHUTDOWN),
+        }
+    }
+
+    /// The processes of the container, pid 1 included: (pid outside, pid inside).
+    ///
+    /// # Errors
+    /// What reading `/proc` says.
+    pub fn processes(&self) -> std::io::Result<Vec<(u32, u32)>> {
+        crate::pids::of_container(self.init, self.launcher_pid)
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        let _ = self.end();
+    }
+}
+
+fn wait_for_end(pidfd: &OwnedFd, limit: Duration) -> bool {
+    let limit = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
+    descriptor::wait_readable(pidfd.as_fd(), Some(limit)).unwrap_or(false)
+}
+
+struct Parts {
+    listener: Listener,
+    launcher: Launcher,
+    init_pidfd: OwnedFd,
+    init: u32,
+    launcher_pid: u32,
+    warnings: Vec<String>,
+    cgroups: Vec<String>,
+}
+
+impl Keeper {
+    fn receive(&self, limit: Duration) -> Result<(FromKeeper, Vec<OwnedFd>), StartError> {
+        let limit = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
+        match descriptor::wait_readable(self.socket.as_fd(), Some(limit)) {
+            Ok(true) => {}
+            Ok(false) => return Err(StartError::Lost("no answer in time".to_owned())),
+            Err(error) => return Err(StartError::Lost(error.to_string())),
+        }
+        frame::receive(self.socket.as_fd()).map_err(|error| StartError::Lost(error.to_string()))
+    }
+
+    fn build(
+        &mut self,
+        spec: &ContainerSpec,
+        serve_fuse: impl FnOnce(OwnedFd),
+        events: EventSink,
+    ) -> Result<Parts, StartError> {
+        let start = ToKeeper::Start(Box::new(spec.clone()));
+        frame::send(self.socket.as_fd(), &start, &[])
+            .map_err(|error: FrameError| StartError::Lost(error.to_string()))?;
+        let nonsense = || StartError::Lost("unexpected message".to_owned());
+        let mut serve_fuse = Some(serve_fuse);
+        loop {
+            let (message, descriptors) = self.receive(BUILD_TIMEOUT)?;
+            let mut descriptors = descriptors.into_iter();
+            match message {
+                FromKeeper::Fuse if matches!(spec.root, RootSpec::Fuse { .. }) => {
+                    let (Some(serve), Some(fuse)) = (serve_fuse.take(), descriptors.next()) else {
+                        return Err(nonsense());
+                    };
+                    serve(fuse);
+                }
+                FromKeeper::Built { init, launcher: launcher_pid, warnings, cgroups } => {
+                    let (Some(listener), Some(socket), Some(init_pidfd)) =
+                        (descriptors.next(), descriptors.next(), descriptors.next())
+                    else {
+                        return Err(nonsense());
+                    };
+                    let (launcher, reader) =
+                        Launcher::new(socket, events).map_err(StartError::Keeper)?;
+                    self.reader = Some(reader);
+                    let listener = Listener::from(listener);
+                    return Ok(Parts {
+                        listener,
+                        launcher,
+                        init_pidfd,
+                        init,
+                        launcher_pid,
+                        warnings,
+                        cgroups,
+                    });
+                }
+                FromKeeper::Failed { step, errno } => {
+                    return Err(StartError::Build { step, errno });
+                }
+                _ => return Err(nonsense()),
+            }
+        }
+    }
+
+    /// Asks the keeper to end the container and waits for it; what it says is left.
+    fn end(&mut self) -> Vec<String> {
+        let mut left = Vec::new();
+        if frame::send(self.socket.as_fd(), &ToKeeper::End, &[]).is_ok() {
+            let deadline = Instant::now() + END_TIMEOUT;
+            while let Some(limit) = deadline.checked_duration_since(Instant::now()) {
+                match self.receive(limit) {
+                    Ok((FromKeeper::Ended { left: theirs }, _)) => {
+                        left = theirs;
+                        break;
+                    }
+                    Ok(_) => {}
+                    Err(_) => break,
+                }
+            }
+        }
+        self.stop();
+        left
+    }
+
+    /// Ends the keeper itself: closes its connection, and kills it if that does not help.
+    fn stop(&mut self) {
+        descriptor::shut_down(self.socket.as_fd());
+        let ended = process::pidfd_open(self.child.id())
+            .is_ok_and(|pidfd| wait_for_end(&pidfd, END_TIMEOUT));
+        if !ended {
+            let _ = self.child.kill();
+        }
+        let _ = self.child.wait();
+    }
+}

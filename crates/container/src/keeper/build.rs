@@ -1,0 +1,375 @@
+//! Building a container: the keeper's part and the launcher's.
+//!
+//! The keeper makes the launcher in new user, mount, ipc, uts and network namespaces, puts it into
+//! the cgroups, and maps its ids. The launcher enters a cgroup and a time namespace, mounts the root,
+//! hands out the FUSE device before anything looks into it, and makes pid 1 in a new pid namespace;
+//! pid 1 furnishes the root (a procfs belongs to the pid namespace of who mounts it) and makes it the
+//! root of all three. Then the launcher drops capabilities, installs the filter and serves requests.
+
+use super::fuse::minor_of;
+use super::root;
+use super::{BuildError, Built, Step};
+use crate::cgroup::Cgroups;
+use crate::filter::{self, Cookies};
+use crate::frame;
+use crate::launcher::child::Base;
+use crate::launcher::{Launcher, inside};
+use crate::messages::FromKeeper;
+use crate::spec::{ContainerSpec, IdMapping, Network, RootSpec};
+use dvs_sys::capability;
+use dvs_sys::descriptor::{self, Poll, SocketKind};
+use dvs_sys::namespace::{self, IdRange};
+use dvs_sys::process::{self, CloneOptions, SingleThreaded};
+use dvs_sys::seccomp;
+use dvs_sys::untrapped::{self, Untrapped};
+use serde::{Deserialize, Serialize};
+use std::ffi::CString;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// Longest wait for a step of the other side.
+const STEP_TIMEOUT: u32 = 15_000;
+/// Capabilities of the container's root.
+pub(super) const CAPABILITIES: u64 = capability::mask(&[
+    capability::CHOWN,
+    capability::DAC_OVERRIDE,
+    capability::FOWNER,
+    capability::FSETID,
+    capability::KILL,
+    capability::SETGID,
+    capability::SETUID,
+    capability::SETPCAP,
+    capability::NET_BIND_SERVICE,
+    capability::SYS_CHROOT,
+    capability::MKNOD,
+    capability::AUDIT_WRITE,
+    capability::SETFCAP,
+]);
+/// Places of the host on which the new root is mounted before it becomes the root; nothing of the
+/// host changes, because the mount is in the container's mount namespace.
+const MOUNT_POINTS: [&str; 5] = ["/tmp", "/mnt", "/var", "/usr", "/proc"];
+
+/// Launcher to keeper, while it builds.
+#[derive(Debug, Serialize, Deserialize)]
+enum FromLauncher {
+    /// The root is mounted; with its FUSE device.
+    Fuse { minor: Option<u32> },
+    /// All is there; with the listener.
+    Done { init: u32, warnings: Vec<String> },
+    /// A step failed.
+    Failed { step: String, errno: i32 },
+}
+
+/// Pid 1 to launcher.
+#[derive(Debug, Serialize, Deserialize)]
+enum FromInit {
+    /// The root is furnished; with `ns_last_pid`.
+    Done { warnings: Vec<String> },
+    /// A step failed.
+    Failed { step: String, errno: i32 },
+}
+
+/// Builds the container. `fuse` is set as soon as there is a connection that may have to be aborted.
+pub(super) fn build(
+    alone: SingleThreaded,
+    daemon: BorrowedFd<'_>,
+    spec: &ContainerSpec,
+    cgroups: &Cgroups,
+    fuse: &mut Option<u32>,
+) -> Result<Built, BuildError> {
+    let (ours, theirs) = descriptor::socket_pair(SocketKind::Stream).step("make a socket")?;
+    let (daemon_end, launcher_end) =
+        descriptor::socket_pair(SocketKind::Stream).step("make a socket")?;
+    let keeper = process::id();
+    let mut flags =
+        libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+    if spec.network == Network::Loopback {
+        flags |= libc::CLONE_NEWNET;
+    }
+    let options = CloneOptions { flags: flags as u64, ..Default::default() };
+    let child = process::fork(alone, options, |_| {
+        let context = Context { alone, keeper, spec, socket: theirs.as_fd() };
+        context.run(&launcher_end)
+    })
+    .step("make namespaces (see dvs doctor)")?;
+    drop((theirs, launcher_end));
+
+    cgroups.add(child.pid).map_err(|(file, error)| {
+        let errno = error.raw_os_error().unwrap_or(libc::EIO);
+        BuildError::new(format!("enter the cgroup {}", file.display()), errno)
+    })?;
+    // Without privilege, groups must be denied before the map may be written.
+    let deny_groups = process::effective_ids().0 != 0;
+    let (users, groups) = (ranges(&spec.users), ranges(&spec.groups));
+    namespace::write_id_maps(child.pid, &users, &groups, deny_groups)
+        .step("map user and group ids (more than one id needs root)")?;
+    // All files of the child in /proc are written: nobody needs to look at this process any more.
+    process::set_dumpable(false).step("become undumpable")?;
+    frame::send(ours.as_fd(), &deny_groups, &[]).step("start the launcher")?;
+
+    loop {
+        wait_for(&ours, daemon)?;
+        let (message, descriptors) = frame::receive::<FromLauncher>(ours.as_fd())
+            .step("the launcher has gone while it built the container")?;
+        let mut descriptors = descriptors.into_iter();
+        let missing = || BuildError::new("the launcher sent no descriptor", libc::EPROTO);
+        match message {
+            FromLauncher::Fuse { minor } => {
+                *fuse = minor;
+                let device = descriptors.next().ok_or_else(missing)?;
+                frame::send(daemon, &FromKeeper::Fuse, &[device.as_fd()])
+                    .step("hand out the file system")?;
+            }
+            FromLauncher::Done { init, warnings } => {
+                let listener = descriptors.next().ok_or_else(missing)?;
+                let init_pidfd = process::pidfd_open(init).step("name pid 1")?;
+                return Ok(Built {
+                    init,
+                    init_pidfd,
+                    launcher: child.pid,
+                    listener,
+                    launcher_socket: daemon_end,
+                    warnings,
+                });
+            }
+            FromLauncher::Failed { step, errno } => return Err(BuildError { step, errno }),
+        }
+    }
+}
+
+/// Waits for the launcher, and gives up when the daemon goes or the time is over.
+fn wait_for(launcher: &OwnedFd, daemon: BorrowedFd<'_>) -> Result<(), BuildError> {
+    let mut entries = [Poll::readable(launcher.as_fd()), Poll::readable(daemon)];
+    descriptor::poll(&mut entries, Some(STEP_TIMEOUT)).step("wait for the launcher")?;
+    match entries.map(|entry| entry.ready != 0) {
+        [true, _] => Ok(()),
+        [false, true] => Err(BuildError::new("the daemon has gone", libc::ECANCELED)),
+        [false, false] => {
+            let text = "the container's file system or launcher did not answer in time";
+            Err(BuildError::new(text, libc::ETIMEDOUT))
+        }
+    }
+}
+
+fn ranges(map: &[IdMapping]) -> Vec<IdRange> {
+    map.iter()
+        .map(|range| IdRange { inside: range.inside, outside: range.outside, count: range.count })
+        .collect()
+}
+
+/// The launcher while it builds.
+struct Context<'a> {
+    alone: SingleThreaded,
+    keeper: u32,
+    spec: &'a ContainerSpec,
+    socket: BorrowedFd<'a>,
+}
+
+impl Context<'_> {
+    fn run(&self, requests: &OwnedFd) -> i32 {
+        match self.build(requests) {
+            Ok(mut launcher) => {
+                launcher.run();
+                0
+            }
+            Err(BuildError { step, errno }) => {
+                let _ = frame::send(self.socket, &FromLauncher::Failed { step, errno }, &[]);
+                1
+            }
+        }
+    }
+
+    fn build(&self, requests: &OwnedFd) -> Result<Launcher, BuildError> {
+        let spec = self.spec;
+        let (groups_denied, _) = frame::receive::<bool>(self.socket).step("wait for the keeper")?;
+        let mut warnings = Vec::new();
+        let cookie = random_cookie()?;
+        // While the host's ids and files can still be used.
+        let limit = process::prlimit(0, libc::RLIMIT_NOFILE, None).step("read limits")?;
+        process::prlimit(0, libc::RLIMIT_NOFILE, Some((limit.1, limit.1))).step("set limits")?;
+        namespace::unshare(libc::CLONE_NEWCGROUP | libc::CLONE_NEWPID)
+            .step("make a cgroup and a pid namespace")?;
+        if let Err(error) = self.set_clocks() {
+            warnings.push(format!("the container has the clocks of the host: {error}"));
+        }
+        let device = match spec.root {
+            // The device must be opened inside the user namespace, by ids that may.
+            RootSpec::Fuse { .. } => {
+                let file = File::options().read(true).write(true).open("/dev/fuse");
+                Some(file.step("open /dev/fuse (see dvs doctor)")?)
+            }
+            RootSpec::Bind { .. } => None,
+        };
+        process::set_group_ids(0, 0, 0).step("become root inside")?;
+        if !groups_denied {
+            process::set_groups(&[]).step("drop groups")?;
+        }
+        process::set_user_ids(0, 0, 0).step("become root inside")?;
+        process::set_dumpable(false).step("become undumpable")?;
+        // After the change of ids, which clears it. The keeper may have died in between.
+        process::set_parent_death_signal(libc::SIGKILL).step("bind to the keeper")?;
+        if process::parent_id() != self.keeper {
+            return Err(BuildError::new("the keeper has gone", libc::ECANCELED));
+        }
+        let _ = process::set_name(c"dvs-launcher");
+
+        let mount_point = self.mount_root(device.as_ref())?;
+        if let Some(device) = device {
+            let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+            let minor = minor_of(&table, Path::new(mount_point));
+            frame::send(self.socket, &FromLauncher::Fuse { minor }, &[device.as_fd()])
+                .step("hand out the file system")?;
+        }
+        // The first look into the file system: from here on it must be served.
+        std::env::set_current_dir(mount_point).step("enter the root")?;
+        namespace::set_host_name(spec.hostname.as_bytes()).step("set the host name")?;
+        if spec.network == Network::Loopback {
+            namespace::loopback_up().step("bring the loopback device up")?;
+        }
+        let (init, last_pid, more) = self.make_init()?;
+        warnings.extend(more);
+        std::env::set_current_dir("/").step("enter the root")?;
+
+        let base =
+            Base { calls: Untrapped { cookie }, capabilities: CAPABILITIES, open_files: limit };
+        for signal in 1..=64 {
+            // What the keeper ignored the guest's programs must not find ignored.
+            let _ = base.calls.set_ignored(signal, false);
+        }
+        capability::limit_bounding_set(CAPABILITIES).step("drop capabilities")?;
+        let filter = filter::build(&spec.traps, Cookies { ours: cookie, exec: spec.exec_cookie })
+            .step("build the filter")?;
+        let flags = if spec.wait_killable { seccomp::WAIT_KILLABLE_RECV } else { 0 };
+        untrapped::carry(cookie);
+        let listener = filter.install_with_listener(flags).step("install the filter")?;
+        if let Some(first) = spec.first_pid {
+            inside::aim_pids(self.alone, base.calls, &last_pid, Some(first))
+                .map_err(|errno| BuildError::new("choose the first pid", errno))?;
+        }
+        let done = FromLauncher::Done { init, warnings };
+        frame::send(self.socket, &done, &[listener.as_fd()]).step("report")?;
+        drop(listener);
+        let requests = requests.try_clone().step("take the socket")?;
+        Launcher::new(self.alone, base, requests, last_pid).step("watch children")
+    }
+
+    /// A time namespace for all processes of the container, this one included.
+    fn set_clocks(&self) -> dvs_sys::error::Result<()> {
+        namespace::unshare(namespace::CLONE_NEWTIME)?;
+        let clocks = self.spec.clocks;
+        if clocks.monotonic != 0 || clocks.boot != 0 {
+            namespace::write_time_offsets(clocks.monotonic, clocks.boot)?;
+        }
+        namespace::enter_own_time_namespace()
+    }
+
+    /// Mounts the root somewhere; returns where.
+    fn mount_root(&self, device: Option<&File>) -> Result<&'static str, BuildError> {
+        use dvs_sys::mount;
+        mount::make_private(c"/").step("separate mounts")?;
+        let target = MOUNT_POINTS
+            .into_iter()
+            .find(|place| Path::new(place).is_dir())
+            .ok_or(BuildError::new("find a place to mount the root", libc::ENOENT))?;
+        let at = CString::new(target).unwrap_or_default();
+        match (&self.spec.root, device) {
+            (RootSpec::Fuse { max_read }, Some(device)) => {
+                let mut options = format!(
+                    "fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other",
+                    device.as_raw_fd()
+                );
+                if let Some(size) = max_read {
+                    options.push_str(&format!(",max_read={size}"));
+                }
+                let options = CString::new(options).unwrap_or_default();
+                mount::mount(c"fuse", c"dvs", &at, 0, &options).step("mount the root")?;
+            }
+            (RootSpec::Bind { path, writable }, _) => {
+                let path = CString::new(path.as_os_str().as_bytes())
+                    .map_err(|_| BuildError::new("the root's path", libc::EINVAL))?;
+                mount::bind(&path, &at, true).step("mount the root")?;
+                if !writable {
+                    mount::remount_bind(&at, libc::MS_RDONLY).step("make the root read-only")?;
+                }
+            }
+            (RootSpec::Fuse { .. }, None) => {
+                return Err(BuildError::new("mount the root", libc::EBADF));
+            }
+        }
+        Ok(target)
+    }
+
+    /// Makes pid 1 and waits until it has furnished the root: its pid outside, `ns_last_pid`,
+    /// warnings.
+    fn make_init(&self) -> Result<(u32, File, Vec<String>), BuildError> {
+        let (ours, theirs) = descriptor::socket_pair(SocketKind::Stream).step("make a socket")?;
+        let child = process::fork(self.alone, CloneOptions::default(), |forked| {
+            // The launcher's end of the socket must be closed here, or pid 1 would keep its own
+            // connection alive.
+            forked.close(ours.as_raw_fd());
+            init(forked, self.spec, &theirs)
+        })
+        .step("make pid 1")?;
+        drop(theirs);
+        let (message, descriptors) = frame::receive::<FromInit>(ours.as_fd())
+            .step("pid 1 has gone while it furnished the root")?;
+        match (message, descriptors.into_iter().next()) {
+            (FromInit::Done { warnings }, Some(last_pid)) => {
+                // Only now may it forget this connection: until here its end was that of pid 1.
+                frame::send(ours.as_fd(), &true, &[]).step("let pid 1 go on")?;
+                Ok((child.pid, File::from(last_pid), warnings))
+            }
+            (FromInit::Failed { step, errno }, _) => Err(BuildError { step, errno }),
+            _ => Err(BuildError::new("pid 1 sent no descriptor", libc::EPROTO)),
+        }
+    }
+}
+
+/// Pid 1: furnishes the root, then only exists. Children that die are reaped by the kernel, because
+/// `SIGCHLD` is ignored, so that no pid stays taken.
+fn init(forked: &process::Forked, spec: &ContainerSpec, launcher: &OwnedFd) -> i32 {
+    let calls = Untrapped { cookie: 0 };
+    let ready = process::set_parent_death_signal(libc::SIGKILL)
+        .and_then(|()| calls.set_ignored(libc::SIGCHLD, true))
+        .step("become pid 1")
+        .and_then(|()| root::furnish(spec));
+    match ready {
+        Ok((last_pid, warnings)) => {
+            let done = FromInit::Done { warnings };
+            if frame::send(launcher.as_fd(), &done, &[last_pid.as_fd()]).is_err() {
+                return 1;
+            }
+        }
+        Err(BuildError { step, errno }) => {
+            let _ = frame::send(launcher.as_fd(), &FromInit::Failed { step, errno }, &[]);
+            return 1;
+        }
+    }
+    // The launcher was alive after the death signal was set, or this fails.
+    if frame::receive::<bool>(launcher.as_fd()).is_err() {
+        return 1;
+    }
+    let _ = process::set_name(c"init");
+    if capability::limit_bounding_set(0).is_err()
+        || capability::set(capability::Sets::default(), 0).is_err()
+        || forked.close_range(0, u32::MAX).is_err()
+    {
+        return 1;
+    }
+    loop {
+        // Woken by nothing but signals, all of which are blocked.
+        process::pause();
+    }
+}
+
+fn random_cookie() -> Result<u64, BuildError> {
+    let mut bytes = [0; 8];
+    File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .step("read /dev/urandom")?;
+    // 0 would mean that there is none.
+    Ok(u64::from_le_bytes(bytes) | 1)
+}

@@ -1,0 +1,285 @@
+//! The launcher: a process outside the guest's pid namespace and inside its others, which makes the
+//! guest's programs, holds and releases them, and reports how they end.
+//!
+//! One thread. Guests cannot address it (it has no pid in their namespace), trace it or read it (it
+//! is non-dumpable and was forked outside their user namespace). Requests may be malformed: each is
+//! checked before anything happens, and a bad one is answered and forgotten.
+
+pub mod child;
+pub mod core;
+pub mod inside;
+pub mod plan;
+
+use self::child::Base;
+use self::core::{Command, Core, Made, Told, Usage};
+use self::plan::Plan;
+use crate::frame::{self, FrameError};
+use crate::launch::{LaunchId, LaunchSpec, LaunchStep, LauncherEvent, LauncherRequest};
+use dvs_sys::descriptor::{self, Poll};
+use dvs_sys::process::{self, CloneOptions, SingleThreaded, WaitState, Waited};
+use dvs_sys::ptrace;
+use dvs_sys::signals::SignalFd;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+
+/// Most changes of children looked at before requests get their turn.
+const MAX_CHANGES: usize = 256;
+/// Longest report of a child.
+const MAX_REPORT: usize = 64;
+
+/// What a launcher works with.
+#[derive(Debug)]
+pub struct Launcher {
+    alone: SingleThreaded,
+    base: Base,
+    socket: OwnedFd,
+    children: SignalFd,
+    last_pid: File,
+    core: Core,
+    /// Reports of programs that have not got to their exec, by pid outside.
+    reports: HashMap<u32, Report>,
+}
+
+/// What a child tells before its exec, through a pipe that its exec closes.
+#[derive(Debug)]
+struct Report {
+    pipe: File,
+    bytes: Vec<u8>,
+    closed: bool,
+}
+
+impl Report {
+    fn read(&mut self) {
+        let mut buffer = [0; MAX_REPORT];
+        while !self.closed {
+            match self.pipe.read(&mut buffer) {
+                Ok(0) => self.closed = true,
+                Ok(length) if self.bytes.len() < MAX_REPORT => {
+                    self.bytes.extend_from_slice(buffer.get(..length).unwrap_or_default());
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+                Err(_) => self.closed = true,
+            }
+        }
+    }
+}
+
+/// The daemon has gone.
+struct Gone;
+
+impl Launcher {
+    /// A launcher that takes requests from `socket`. All signals must be blocked.
+    ///
+    /// # Errors
+    /// What making the descriptor for `SIGCHLD` says.
+    pub fn new(
+        alone: SingleThreaded,
+        base: Base,
+        socket: OwnedFd,
+        last_pid: File,
+    ) -> dvs_sys::error::Result<Launcher> {
+        let children = SignalFd::new(&[libc::SIGCHLD])?;
+        let (core, reports) = (Core::default(), HashMap::new());
+        Ok(Launcher { alone, base, socket, children, last_pid, core, reports })
+    }
+
+    /// Works until the daemon is gone.
+    pub fn run(&mut self) {
+        let mut more = false;
+        while self.turn(&mut more).is_ok() {}
+    }
+
+    fn turn(&mut self, more: &mut bool) -> Result<(), Gone> {
+        let (core, reports) = (&self.core, &self.reports);
+        let open =
+            || reports.iter().filter(|(pid, report)| !report.closed && core.awaits_report(**pid));
+        let waiting: Vec<u32> = open().map(|(pid, _)| *pid).collect();
+        let mut entries =
+            vec![Poll::readable(self.socket.as_fd()), Poll::readable(self.children.as_fd())];
+        entries.extend(open().map(|(_, report)| Poll::readable(report.pipe.as_fd())));
+        let timeout = if *more { Some(0) } else { None };
+        descriptor::poll(&mut entries, timeout).map_err(|_| Gone)?;
+        let mut ready = entries.iter().map(|entry| entry.ready != 0);
+        let (request, children) = (ready.next() == Some(true), ready.next() == Some(true));
+        let reported: Vec<u32> =
+            waiting.iter().zip(ready).filter(|(_, ready)| *ready).map(|(pid, _)| *pid).collect();
+        for pid in reported {
+            self.read_report(pid)?;
+        }
+        if children || *more {
+            *more = self.look_at_children()?;
+        }
+        if request { self.answer() } else { Ok(()) }
+    }
+
+    /// A child has told something, or has closed its report by its exec or end.
+    fn read_report(&mut self, host_pid: u32) -> Result<(), Gone> {
+        let told = self.told(host_pid);
+        if self.reports.get(&host_pid).is_some_and(|report| !report.closed) {
+            return Ok(());
+        }
+        // After a failure its end follows, at which the report is needed again.
+        let commands = self.core.executed(host_pid, told);
+        if !self.core.is_starting(host_pid) {
+            self.reports.remove(&host_pid);
+        }
+        self.perform(commands)
+    }
+
+    /// What a child has told until now. Never waits: the guest may have stopped the child.
+    fn told(&mut self, host_pid: u32) -> Told {
+        let Some(report) = self.reports.get_mut(&host_pid) else { return Told::default() };
+        report.read();
+        child::parse_report(&report.bytes)
+    }
+
+    /// Looks at children that have changed; whether there may be more.
+    fn look_at_children(&mut self) -> Result<bool, Gone> {
+        while self.children.take().map_err(|_| Gone)?.is_some() {}
+        let flags = libc::WNOHANG | libc::WUNTRACED | libc::WCONTINUED | libc::__WALL;
+        for _ in 0..MAX_CHANGES {
+            match process::wait(-1, flags, self.base.calls.cookie) {
+                Ok(Some(waited)) => self.child_changed(&waited)?,
+                // Nothing more, or no children at all.
+                Ok(None) | Err(_) => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    fn child_changed(&mut self, waited: &Waited) -> Result<(), Gone> {
+        let commands = match waited.state {
+            WaitState::Exited(_) | WaitState::Killed(..) => {
+                let told = self.told(waited.pid);
+                self.reports.remove(&waited.pid);
+                self.core.ended(waited.pid, usage(waited), told)
+            }
+            WaitState::Stopped(_, ptrace::EVENT_EXEC) if self.core.is_starting(waited.pid) => {
+                let told = self.told(waited.pid);
+                self.reports.remove(&waited.pid);
+                self.core.stopped(waited.pid, waited.state, told)
+            }
+            state => self.core.stopped(waited.pid, state, Told::default()),
+        };
+        self.perform(commands)
+    }
+
+    fn answer(&mut self) -> Result<(), Gone> {
+        let (request, passed) = match frame::receive::<LauncherRequest>(self.socket.as_fd()) {
+            Ok(received) => received,
+            Err(error) if error.recoverable() => return self.report(&LauncherEvent::Rejected),
+            Err(_) => return Err(Gone),
+        };
+        match request {
+            LauncherRequest::Launch { id, spec } => self.launch(id, *spec, passed),
+            LauncherRequest::Release { id } => {
+                let commands = self.core.release(id);
+                self.perform(commands)
+            }
+            LauncherRequest::Abort { id } => {
+                let commands = self.core.abort(id);
+                self.perform(commands)
+            }
+            LauncherRequest::Signal { request, target, signal, sender } => {
+                let result = inside::signal(self.alone, self.base.calls, target, signal, sender);
+                let errno = result.err().unwrap_or(0);
+                self.report(&LauncherEvent::Signalled { request, errno })
+            }
+            LauncherRequest::AimPids { request, next } => {
+                let last = inside::aim_pids(self.alone, self.base.calls, &self.last_pid, next);
+                self.report(&LauncherEvent::Pids { request, last })
+            }
+        }
+    }
+
+    fn launch(&mut self, id: LaunchId, spec: LaunchSpec, passed: Vec<OwnedFd>) -> Result<(), Gone> {
+        match self.make(id, spec, &passed) {
+            Ok(()) => Ok(()),
+            Err((step, errno)) => self.report(&LauncherEvent::Failed { id, errno, step }),
+        }
+    }
+
+    fn make(
+        &mut self,
+        id: LaunchId,
+        spec: LaunchSpec,
+        passed: &[OwnedFd],
+    ) -> Result<(), (LaunchStep, i32)> {
+        let request = |errno| (LaunchStep::Request, errno);
+        self.core.admit(id).map_err(request)?;
+        let plan = Plan::new(spec, passed.len()).map_err(request)?;
+        let cloned = |error: dvs_sys::error::SysError| (LaunchStep::Clone, error.errno);
+        let (reader, writer) = descriptor::pipe().map_err(cloned)?;
+        descriptor::set_nonblocking(reader.as_fd(), true).map_err(cloned)?;
+        let options = CloneOptions { pid: plan.pid, ..Default::default() };
+        let base = &self.base;
+        let child = process::fork(self.alone, options, |forked| {
+            child::run(forked, base, &plan, passed, &writer)
+        })
+        .map_err(cloned)?;
+        let report = Report { pipe: File::from(reader), bytes: Vec::new(), closed: false };
+        self.reports.insert(child.pid, report);
+        self.core.made(Made {
+            id,
+            host_pid: child.pid,
+            pid: plan.pid,
+            hold: plan.hold,
+            traced: plan.traced(),
+            blocked_signals: plan.blocked_signals,
+            oom_score: plan.oom_score,
+        });
+        Ok(())
+    }
+
+    fn perform(&mut self, commands: Vec<Command>) -> Result<(), Gone> {
+        for command in commands {
+            // Requests to a process that has died meanwhile fail with ESRCH; its end follows.
+            match command {
+                Command::Bind(pid) => {
+                    let options = ptrace::OPTION_EXIT_KILL | ptrace::OPTION_EXEC;
+                    if ptrace::set_options(pid, options).is_err() {
+                        // Unbound it might run twice after a crash: rather not at all.
+                        let _ = self.base.calls.kill(pid as i32, libc::SIGKILL);
+                    }
+                }
+                Command::Continue(pid, signal) => {
+                    let _ = ptrace::cont(pid, signal);
+                }
+                Command::SetMask(pid, mask) => {
+                    let _ = ptrace::set_signal_mask(pid, mask);
+                }
+                Command::SetOomScore(pid, score) => {
+                    // The guest's own /proc: the launcher sees its mounts.
+                    let file = std::fs::OpenOptions::new()
+                        .write(true)
+                        .open(format!("/proc/{pid}/oom_score_adj"));
+                    let _ = file.and_then(|mut file| file.write_all(score.to_string().as_bytes()));
+                }
+                Command::Detach(pid) => {
+                    let _ = ptrace::detach(pid, 0);
+                }
+                Command::Kill(pid, signal) => {
+                    let _ = self.base.calls.kill(pid as i32, signal);
+                }
+                Command::Report(event) => self.report(&event)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn report(&self, event: &LauncherEvent) -> Result<(), Gone> {
+        match frame::send(self.socket.as_fd(), event, &[]) {
+            Ok(()) => Ok(()),
+            Err(FrameError::Closed | FrameError::Socket(_)) => Err(Gone),
+            // Events are small and carry no descriptors.
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+fn usage(waited: &Waited) -> Usage {
+    Usage { status: waited.status, cpu: waited.cpu, max_resident: waited.max_resident }
+}
