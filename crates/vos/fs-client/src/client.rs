@@ -1,0 +1,593 @@
+//! The client: requests with identity, leases, recalls, attached descriptions.
+
+use crate::attach::{AttachToken, Attached, RemoteDescription, Waiting, WaitingTable};
+use crate::cache::{Cache, Mark, Until};
+use crate::notices::{self, Invalidator};
+use crate::numbering::Numbering;
+use crate::transport::{FsTransport, TransportError};
+use dvs_fs::messages::{
+    Attributes, ClientId, Credentials, Entry, InodeId, Notice, Operation, Outcome, PROTOCOL,
+    Request, Stale,
+};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::{Duration, Instant};
+
+/// Credentials of the client itself.
+const OWN: Credentials = Credentials { uid: 0, gid: 0, pid: 0, umask: 0 };
+
+/// Bounds of a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClientOptions {
+    /// How often a request is sent before it is answered with `EIO`.
+    pub attempts: u32,
+    /// Pause before the second attempt; doubled with each further one.
+    pub first_pause: Duration,
+}
+
+impl Default for ClientOptions {
+    /// Eight attempts within about 1.3 s, on top of what the transport itself waits.
+    fn default() -> Self {
+        ClientOptions { attempts: 8, first_pause: Duration::from_millis(10) }
+    }
+}
+
+/// Why a client could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The server did not answer.
+    #[error("cannot reach the file-system server of this DC: {0}")]
+    Unreachable(TransportError),
+    /// The server refused.
+    #[error("the file-system server refused this node (protocol {PROTOCOL}): {}; use one version of dvs on all nodes", std::io::Error::from_raw_os_error(*.0))]
+    Refused(i32),
+    /// The server answered something else than a welcome.
+    #[error(
+        "the file-system server did not answer the greeting; use one version of dvs on all nodes"
+    )]
+    Nonsense,
+    /// A thread could not be started.
+    #[error("cannot start a thread for the file-system client: {0}; raise the limit of threads")]
+    Thread(#[from] std::io::Error),
+}
+
+/// An answer and how long its parts may be kept.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// The server's outcome.
+    pub outcome: Outcome,
+    /// For the name, where the outcome has an entry.
+    pub name: Until,
+    /// For the attributes, where the outcome has some.
+    pub attributes: Until,
+}
+
+/// An answer to a lookup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    /// The object; `None`: there is no such name.
+    pub attributes: Option<Attributes>,
+    /// How long the name may be kept.
+    pub name: Until,
+    /// How long the attributes may be kept.
+    pub attributes_until: Until,
+    /// Whether the server counted a reference (it answered; not the cache).
+    pub counted: bool,
+}
+
+/// A client of the file-system server of one DC. All methods may be called from any thread.
+pub struct Client {
+    id: ClientId,
+    transport: Arc<dyn FsTransport>,
+    options: ClientOptions,
+    numbering: Mutex<Numbering>,
+    cache: Mutex<Cache>,
+    attached: Mutex<WaitingTable>,
+    invalidator: RwLock<Option<Arc<dyn Invalidator>>>,
+    notices: SyncSender<Notice>,
+    gone: AtomicBool,
+    start: Instant,
+    root: Mutex<Option<Entry>>,
+    server: AtomicU64,
+}
+
+impl Client {
+    /// Greets the server and starts the thread that obeys recalls. Notices that arrive meanwhile may
+    /// be given to [`Client::deliver`] as soon as this returns; the server sends none before it has
+    /// granted a lease.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn connect(
+        transport: Arc<dyn FsTransport>,
+        id: ClientId,
+        options: ClientOptions,
+    ) -> Result<Arc<Client>, ClientError> {
+        let mut failed = None;
+        let client = Arc::new_cyclic(|weak| Client {
+            id,
+            transport,
+            options,
+            numbering: Mutex::default(),
+            cache: Mutex::default(),
+            attached: Mutex::default(),
+            invalidator: RwLock::default(),
+            notices: notices::start(weak.clone()).unwrap_or_else(|error| {
+                failed = Some(error);
+                std::sync::mpsc::sync_channel(1).0
+            }),
+            gone: AtomicBool::new(false),
+            start: Instant::now(),
+            root: Mutex::default(),
+            server: AtomicU64::new(0),
+        });
+        if let Some(error) = failed {
+            return Err(ClientError::Thread(error));
+        }
+        let sequence = client.open_number();
+        let hello = Operation::Hello { protocol: PROTOCOL };
+        match client.exchange(sequence, OWN, &hello).map_err(ClientError::Unreachable)? {
+            Ok(Outcome::Welcome { root, server_incarnation }) => {
+                *client.root.lock().unwrap() = Some(root);
+                client.server.store(server_incarnation, Ordering::Relaxed);
+                Ok(client)
+            }
+            Ok(_) => Err(ClientError::Nonsense),
+            Err(errno) => Err(ClientError::Refused(errno)),
+        }
+    }
+
+    /// Its identity.
+    #[must_use]
+    pub fn id(&self) -> ClientId {
+        self.id
+    }
+
+    /// Life of the server that welcomed it.
+    #[must_use]
+    pub fn server_incarnation(&self) -> u64 {
+        self.server.load(Ordering::Relaxed)
+    }
+
+    /// The root's attributes as the welcome had them.
+    #[must_use]
+    pub fn root(&self) -> Option<Attributes> {
+        self.root.lock().unwrap().and_then(|entry| entry.attributes)
+    }
+
+    /// Whether the server is gone for good; every operation then answers `EIO`.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+
+    /// Who keeps things beyond this cache. Given by a mount.
+    pub fn set_invalidator(&self, invalidator: Option<Arc<dyn Invalidator>>) {
+        *self.invalidator.write().unwrap() = invalidator;
+    }
+
+    pub(crate) fn invalidator(&self) -> Option<Arc<dyn Invalidator>> {
+        self.invalidator.read().unwrap().clone()
+    }
+
+    /// Takes a notice of the server. Never blocks for long: what is stale is dropped from the cache
+    /// at once; the kernel is told, and the server answered, by another thread.
+    pub fn deliver(&self, notice: Notice) {
+        let Notice::Recall { stale, .. } = &notice;
+        {
+            let mut cache = self.cache.lock().unwrap();
+            for what in stale {
+                cache.stale(what.clone());
+            }
+        }
+        // A full queue: see `MAX_NOTICES`.
+        let _ = self.notices.try_send(notice);
+    }
+
+    /// Tells the server that this client's life is over: handles, locks and leases end.
+    pub fn goodbye(&self) {
+        let sequence = self.open_number();
+        let _ = self.exchange(sequence, OWN, &Operation::Goodbye);
+        self.gone.store(true, Ordering::Relaxed);
+    }
+
+    /// Does an operation and waits for its answer.
+    ///
+    /// # Errors
+    /// errno, positive: the server's, or `EIO` when it cannot be reached.
+    pub fn perform(&self, credentials: Credentials, operation: Operation) -> Result<Answer, i32> {
+        let sequence = self.open_number();
+        self.perform_as(sequence, credentials, operation)
+    }
+
+    /// As [`Client::perform`], for an operation that may wait long: [`Client::cancel`] takes the
+    /// sequence number, which [`Client::open_number`] gave.
+    ///
+    /// # Errors
+    /// errno, positive.
+    #[allow(clippy::needless_pass_by_value, reason = "the operation ends here")]
+    pub fn perform_as(
+        &self,
+        sequence: u64,
+        credentials: Credentials,
+        operation: Operation,
+    ) -> Result<Answer, i32> {
+        let (mark, sent) = (self.cache.lock().unwrap().mark(), self.now());
+        let result = self.exchange(sequence, credentials, &operation).unwrap_or(Err(libc::EIO));
+        settle(&mut self.cache.lock().unwrap(), mark, sent, &operation, result)
+    }
+
+    /// Looks a name up, in the cache or at the server.
+    ///
+    /// # Errors
+    /// errno, positive; an absent name is no error.
+    pub fn lookup(
+        &self,
+        credentials: Credentials,
+        parent: InodeId,
+        name: &[u8],
+    ) -> Result<Found, i32> {
+        let now = self.now();
+        let (kept, attributes) = {
+            let cache = self.cache.lock().unwrap();
+            let kept = cache.name(now, parent, name);
+            let attributes =
+                kept.and_then(|(inode, _)| inode).and_then(|inode| cache.attributes(now, inode));
+            (kept, attributes)
+        };
+        match (kept, attributes) {
+            (Some((None, until)), _) => Ok(Found {
+                attributes: None,
+                name: until,
+                attributes_until: Until::Never,
+                counted: false,
+            }),
+            (Some((Some(_), until)), Some((attributes, attributes_until))) => Ok(Found {
+                attributes: Some(attributes),
+                name: until,
+                attributes_until,
+                counted: false,
+            }),
+            _ => self.lookup_at_server(credentials, parent, name),
+        }
+    }
+
+    /// Looks a name up at the server, which then counts a reference.
+    ///
+    /// # Errors
+    /// errno, positive; an absent name is no error.
+    pub fn lookup_at_server(
+        &self,
+        credentials: Credentials,
+        parent: InodeId,
+        name: &[u8],
+    ) -> Result<Found, i32> {
+        let operation = Operation::Lookup { parent, name: name.to_vec() };
+        let answer = self.perform(credentials, operation)?;
+        let Outcome::Entry(entry) = answer.outcome else { return Err(libc::EIO) };
+        Ok(Found {
+            attributes: entry.attributes,
+            name: answer.name,
+            attributes_until: answer.attributes,
+            counted: entry.attributes.is_some(),
+        })
+    }
+
+    /// Attributes, from the cache or from the server.
+    ///
+    /// # Errors
+    /// errno, positive.
+    pub fn attributes(
+        &self,
+        credentials: Credentials,
+        inode: InodeId,
+    ) -> Result<(Attributes, Until), i32> {
+        if let Some(kept) = self.kept_attributes(inode) {
+            return Ok(kept);
+        }
+        let answer = self.perform(credentials, Operation::GetAttributes { inode })?;
+        let Outcome::Attributes(attributes, _) = answer.outcome else { return Err(libc::EIO) };
+        Ok((attributes, answer.attributes))
+    }
+
+    /// Attributes, if they are in the cache.
+    #[must_use]
+    pub fn kept_attributes(&self, inode: InodeId) -> Option<(Attributes, Until)> {
+        self.cache.lock().unwrap().attributes(self.now(), inode)
+    }
+
+    /// How long something may still be kept.
+    #[must_use]
+    pub fn remaining(&self, until: Until) -> Duration {
+        match until {
+            Until::Never => Duration::ZERO,
+            Until::Always => FOREVER,
+            Until::At(time) => Duration::from_millis(time.saturating_sub(self.now())),
+        }
+    }
+
+    /// The last references to objects are gone: how many each had at the server.
+    pub fn forget(&self, inodes: Vec<(InodeId, u64)>) {
+        {
+            let mut cache = self.cache.lock().unwrap();
+            for (inode, _) in &inodes {
+                cache.forget(*inode);
+            }
+        }
+        if !inodes.is_empty() {
+            self.post(Operation::Forget { inodes });
+        }
+    }
+
+    /// The waiting operation with this sequence number is to be answered with `EINTR` now. May
+    /// overtake the operation on its way, so it is to be repeated until that is answered.
+    pub fn cancel(&self, sequence: u64) {
+        self.post(Operation::Cancel { sequence });
+    }
+
+    /// A sequence number for [`Client::perform_as`].
+    #[must_use]
+    pub fn open_number(&self) -> u64 {
+        self.numbering.lock().unwrap().open()
+    }
+
+    /// Closes a number of [`Client::open_number`] that was not used.
+    pub fn close_number(&self, sequence: u64) {
+        self.numbering.lock().unwrap().close(sequence);
+    }
+
+    /// Something was changed past this client, and must not be kept.
+    pub fn note_stale(&self, what: Stale) {
+        self.cache.lock().unwrap().stale(what);
+    }
+
+    /// Gives a name under which `description` can be opened once, soon, through a mount of this
+    /// client.
+    ///
+    /// # Errors
+    /// `ENFILE`: too many wait to be opened.
+    pub fn attach(
+        &self,
+        description: Arc<dyn RemoteDescription>,
+        like: Attached,
+    ) -> Result<AttachToken, i32> {
+        let mut table = self.attached.lock().unwrap();
+        let (token, over) = table.add(description, like, Instant::now(), rand::random());
+        drop(table);
+        for waiting in over {
+            waiting.description.closed();
+        }
+        token
+    }
+
+    /// Takes a name back. A description that was not opened under it is told so by `closed`.
+    pub fn detach(&self, token: &AttachToken) {
+        let waiting = self.attached.lock().unwrap().remove(token);
+        if let Some(waiting) = waiting {
+            waiting.description.closed();
+        }
+    }
+
+    pub(crate) fn take_attached(&self, name: &[u8]) -> Option<Waiting> {
+        self.attached.lock().unwrap().take(name, Instant::now())
+    }
+
+    pub(crate) fn recall_done(&self, notice: u64) {
+        self.post(Operation::RecallDone { notice });
+    }
+
+    /// Milliseconds of this client's life.
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn post(&self, operation: Operation) {
+        if self.is_gone() {
+            return;
+        }
+        let sequence = self.open_number();
+        let request = self.request(sequence, OWN, operation);
+        self.transport.post(request);
+        // Closed only now, so that no request can say "answered" and overtake it.
+        self.numbering.lock().unwrap().close(sequence);
+    }
+
+    fn request(&self, sequence: u64, credentials: Credentials, operation: Operation) -> Request {
+        let answered = self.numbering.lock().unwrap().answered();
+        Request { client: self.id, sequence, answered, credentials, operation }
+    }
+
+    /// Sends a request until it is answered or given up; its number is closed afterwards.
+    fn exchange(
+        &self,
+        sequence: u64,
+        credentials: Credentials,
+        operation: &Operation,
+    ) -> Result<Result<Outcome, i32>, TransportError> {
+        let result = self.send(sequence, credentials, operation);
+        self.numbering.lock().unwrap().close(sequence);
+        result
+    }
+
+    fn send(
+        &self,
+        sequence: u64,
+        credentials: Credentials,
+        operation: &Operation,
+    ) -> Result<Result<Outcome, i32>, TransportError> {
+        let mut pause = self.options.first_pause;
+        for attempt in 1..=self.options.attempts.max(1) {
+            if self.is_gone() {
+                return Err(TransportError::Gone);
+            }
+            match self.transport.call(self.request(sequence, credentials, operation.clone())) {
+                Ok(reply) if reply.sequence == sequence => return Ok(reply.result),
+                // Not the answer to this: a transport that does that cannot be relied on.
+                Ok(_) => return Ok(Err(libc::EIO)),
+                Err(TransportError::Gone) => {
+                    self.gone.store(true, Ordering::Relaxed);
+                    return Err(TransportError::Gone);
+                }
+                Err(TransportError::Lost) if attempt < self.options.attempts => {
+                    std::thread::sleep(pause);
+                    pause = pause.saturating_mul(2);
+                }
+                Err(TransportError::Lost) => {}
+            }
+        }
+        Err(TransportError::Lost)
+    }
+}
+
+/// What "for ever" is as a time.
+pub const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// Puts what an operation changed and what its reply says into the cache.
+fn settle(
+    cache: &mut Cache,
+    mark: Mark,
+    sent: u64,
+    operation: &Operation,
+    result: Result<Outcome, i32>,
+) -> Result<Answer, i32> {
+    // Judged by what was recalled since the request began; own changes come only then, since the
+    // reply is newer than they are.
+    let told =
+        result.as_ref().map_or_else(|_| Told::default(), |outcome| Told::of(operation, outcome));
+    let name_until = told.name.map_or(Until::Never, |(parent, name, _, lease)| {
+        if cache.name_is_stale(mark, parent, name) {
+            Until::Never
+        } else {
+            Until::from_lease(lease, sent)
+        }
+    });
+    let attributes_until = told.attributes.map_or(Until::Never, |(attributes, lease)| {
+        if cache.attributes_are_stale(mark, attributes.inode) {
+            Until::Never
+        } else {
+            Until::from_lease(lease, sent)
+        }
+    });
+    note_changes(cache, operation);
+    let now = cache.mark();
+    if let Some((parent, name, inode, _)) = told.name {
+        cache.learn_name(now, parent, name, inode, name_until);
+    }
+    if let Some((attributes, _)) = told.attributes {
+        cache.learn_attributes(now, attributes, attributes_until);
+    }
+    if let (Ok(Outcome::Directory(entries)), Operation::ReadDirectory { inode, .. }) =
+        (&result, operation)
+    {
+        for (name, entry) in entries.iter().filter_map(|one| Some((&one.name, one.entry?))) {
+            let until = Until::from_lease(entry.name_lease, sent);
+            let object = entry.attributes.map(|attributes| attributes.inode);
+            cache.learn_name(mark, *inode, name, object, until);
+            if let Some(attributes) = entry.attributes {
+                let until = Until::from_lease(entry.attributes_lease, sent);
+                cache.learn_attributes(mark, attributes, until);
+            }
+        }
+    }
+    Ok(Answer { outcome: result?, name: name_until, attributes: attributes_until })
+}
+
+/// What a reply says that can be kept.
+#[derive(Default)]
+struct Told<'a> {
+    name: Option<(InodeId, &'a [u8], Option<InodeId>, dvs_fs::messages::Lease)>,
+    attributes: Option<(Attributes, dvs_fs::messages::Lease)>,
+}
+
+impl<'a> Told<'a> {
+    fn of(operation: &'a Operation, outcome: &Outcome) -> Told<'a> {
+        match outcome {
+            Outcome::Entry(entry) | Outcome::Created { entry, .. } => Told {
+                name: place(operation).map(|(parent, name)| {
+                    let inode = entry.attributes.map(|attributes| attributes.inode);
+                    (parent, name, inode, entry.name_lease)
+                }),
+                attributes: entry.attributes.map(|it| (it, entry.attributes_lease)),
+            },
+            Outcome::Attributes(attributes, lease) => {
+                Told { name: None, attributes: Some((*attributes, *lease)) }
+            }
+            _ => Told::default(),
+        }
+    }
+}
+
+/// The name that an operation looks up, makes or removes.
+fn place(operation: &Operation) -> Option<(InodeId, &[u8])> {
+    match operation {
+        Operation::Lookup { parent, name }
+        | Operation::MakeNode { parent, name, .. }
+        | Operation::MakeDirectory { parent, name, .. }
+        | Operation::MakeSymbolicLink { parent, name, .. }
+        | Operation::Link { parent, name, .. }
+        | Operation::Create { parent, name, .. }
+        | Operation::Unlink { parent, name }
+        | Operation::RemoveDirectory { parent, name } => Some((*parent, name)),
+        _ => None,
+    }
+}
+
+/// What an own operation makes stale; the server recalls it from the others only. Noted also where
+/// the operation failed, since it may have been done in part.
+fn note_changes(cache: &mut Cache, operation: &Operation) {
+    match operation {
+        Operation::MakeNode { parent, name, .. }
+        | Operation::MakeDirectory { parent, name, .. }
+        | Operation::MakeSymbolicLink { parent, name, .. }
+        | Operation::Create { parent, name, .. } => {
+            object_of_name_stale(cache, *parent, name, false);
+            name_stale(cache, *parent, name);
+        }
+        Operation::Link { inode, parent, name } => {
+            name_stale(cache, *parent, name);
+            cache.stale(Stale::Attributes(*inode));
+        }
+        Operation::Unlink { parent, name } | Operation::RemoveDirectory { parent, name } => {
+            object_of_name_stale(cache, *parent, name, true);
+            name_stale(cache, *parent, name);
+        }
+        Operation::Rename { parent, name, new_parent, new_name, .. } => {
+            object_of_name_stale(cache, *parent, name, true);
+            object_of_name_stale(cache, *new_parent, new_name, true);
+            name_stale(cache, *parent, name);
+            name_stale(cache, *new_parent, new_name);
+        }
+        Operation::SetAttributes { inode, .. }
+        | Operation::Write { inode, .. }
+        | Operation::Allocate { inode, .. }
+        | Operation::SetXattr { inode, .. }
+        | Operation::RemoveXattr { inode, .. }
+        | Operation::CopyRange { to: (inode, ..), .. } => cache.stale(Stale::Attributes(*inode)),
+        Operation::Open { inode, flags } if flags & libc::O_TRUNC.cast_unsigned() != 0 => {
+            cache.stale(Stale::Attributes(*inode));
+        }
+        _ => {}
+    }
+}
+
+fn name_stale(cache: &mut Cache, parent: InodeId, name: &[u8]) {
+    cache.stale(Stale::Name(parent, name.to_vec()));
+    cache.stale(Stale::Attributes(parent));
+}
+
+/// The attributes of what a name means change (its links, its times). Where the name is not known
+/// here, `surely` says whether there must be such an object.
+fn object_of_name_stale(cache: &mut Cache, parent: InodeId, name: &[u8], surely: bool) {
+    match cache.last_known(parent, name) {
+        Some(Some(inode)) => cache.stale(Stale::Attributes(inode)),
+        None if surely => cache.all_attributes_stale(),
+        _ => {}
+    }
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("id", &self.id).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,216 @@
+//! The kernel's node ids and the objects they stand for. Pure.
+//!
+//! An id is never used twice, so the generation that the kernel wants beside it is always 0.
+
+use dvs_fs::messages::{InodeId, ROOT, Time};
+use dvs_sys::fuse::abi::ROOT_ID;
+use std::collections::HashMap;
+
+/// Where in the tree an object was looked up, as far as that matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    Root,
+    Dev,
+    /// `/dev/shm` and all below.
+    SharedMemory,
+    Elsewhere,
+}
+
+impl Place {
+    /// The place of `name` in a directory that is here.
+    pub(super) fn below(self, name: &[u8]) -> Place {
+        match (self, name) {
+            (Place::Root, b"dev") => Place::Dev,
+            (Place::Dev, b"shm") | (Place::SharedMemory, _) => Place::SharedMemory,
+            _ => Place::Elsewhere,
+        }
+    }
+}
+
+/// What the kernel knows under one id.
+#[derive(Debug, Clone)]
+pub(super) struct Node {
+    /// The object; `None`: an attached description outside the tree.
+    pub(super) inode: Option<InodeId>,
+    /// The kernel's references.
+    pub(super) lookups: u64,
+    /// The server's count of this client's references.
+    pub(super) references: u64,
+    /// Whether the kernel has named this id in a request, so that it surely has the inode, and an
+    /// invalidation finds it.
+    pub(super) confirmed: bool,
+    /// Where it was looked up.
+    pub(super) place: Place,
+    /// Size and modification time that the kernel's pages belong to.
+    pub(super) content: Option<(u64, Time)>,
+    /// Whether a record lock was ever asked for here; closing then must be told to the server.
+    pub(super) locked: bool,
+    /// Whether the kernel was told to keep names in this directory.
+    pub(super) keeps_names: bool,
+}
+
+/// The table.
+#[derive(Debug)]
+pub(super) struct Nodes {
+    by_id: HashMap<u64, Node>,
+    by_inode: HashMap<InodeId, u64>,
+    last: u64,
+}
+
+impl Nodes {
+    /// With the root alone.
+    pub(super) fn new() -> Nodes {
+        let root = Node { confirmed: true, ..Node::new(Some(ROOT), Place::Root) };
+        Nodes {
+            by_id: HashMap::from([(ROOT_ID, root)]),
+            by_inode: HashMap::from([(ROOT, ROOT_ID)]),
+            last: ROOT_ID,
+        }
+    }
+
+    /// The object of an id that a request named.
+    pub(super) fn get(&mut self, id: u64) -> Option<&mut Node> {
+        let node = self.by_id.get_mut(&id)?;
+        node.confirmed = true;
+        Some(node)
+    }
+
+    /// The id of an object.
+    pub(super) fn id(&self, inode: InodeId) -> Option<u64> {
+        self.by_inode.get(&inode).copied()
+    }
+
+    /// The node of an object, without the kernel having named it.
+    pub(super) fn of(&mut self, inode: InodeId) -> Option<&mut Node> {
+        self.by_id.get_mut(self.by_inode.get(&inode)?)
+    }
+
+    /// The kernel gets a reference to an object; `counted`: the server has counted one too. Without
+    /// that the object must be known here already (`None` otherwise).
+    pub(super) fn enter(&mut self, inode: InodeId, place: Place, counted: bool) -> Option<u64> {
+        let id = match self.by_inode.get(&inode) {
+            Some(id) => *id,
+            None if counted => self.insert(Node::new(Some(inode), place)),
+            None => return None,
+        };
+        let node = self.by_id.get_mut(&id)?;
+        node.lookups += 1;
+        node.references += u64::from(counted);
+        // Two ways to one object: the one that matters wins.
+        if place == Place::SharedMemory {
+            node.place = place;
+        }
+        Some(id)
+    }
+
+    /// As [`Self::enter`] without a reference at the server, also for an object not known here.
+    pub(super) fn enter_uncounted(&mut self, inode: InodeId) -> u64 {
+        let id = match self.by_inode.get(&inode) {
+            Some(id) => *id,
+            None => self.insert(Node::new(Some(inode), Place::Elsewhere)),
+        };
+        if let Some(node) = self.by_id.get_mut(&id) {
+            node.lookups += 1;
+        }
+        id
+    }
+
+    /// The kernel gets a reference to an object outside the tree.
+    pub(super) fn enter_foreign(&mut self) -> u64 {
+        self.insert(Node { lookups: 1, ..Node::new(None, Place::Elsewhere) })
+    }
+
+    /// The kernel drops references. The answer: the object, if that was the last of them, and how
+    /// many references the server has counted.
+    pub(super) fn forget(&mut self, id: u64, count: u64) -> Option<(InodeId, u64)> {
+        if id == ROOT_ID {
+            return None;
+        }
+        let node = self.by_id.get_mut(&id)?;
+        node.lookups = node.lookups.saturating_sub(count);
+        if node.lookups > 0 {
+            return None;
+        }
+        let node = self.by_id.remove(&id)?;
+        let inode = node.inode?;
+        self.by_inode.remove(&inode);
+        Some((inode, node.references))
+    }
+
+    fn insert(&mut self, node: Node) -> u64 {
+        self.last += 1;
+        if let Some(inode) = node.inode {
+            self.by_inode.insert(inode, self.last);
+        }
+        self.by_id.insert(self.last, node);
+        self.last
+    }
+}
+
+impl Node {
+    fn new(inode: Option<InodeId>, place: Place) -> Node {
+        Node {
+            inode,
+            lookups: 0,
+            references: 0,
+            confirmed: false,
+            place,
+            content: None,
+            locked: false,
+            keeps_names: false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inode(number: u64) -> InodeId {
+        InodeId { number, generation: 0 }
+    }
+
+    #[test]
+    fn references_of_kernel_and_server_are_counted_apart() {
+        let mut nodes = Nodes::new();
+        assert_eq!(nodes.enter(inode(5), Place::Elsewhere, false), None);
+        let id = nodes.enter(inode(5), Place::Elsewhere, true).unwrap();
+        assert_eq!(nodes.enter(inode(5), Place::Elsewhere, false), Some(id));
+        assert_eq!(nodes.enter(inode(5), Place::Elsewhere, true), Some(id));
+        assert_eq!(nodes.forget(id, 2), None);
+        assert_eq!(nodes.forget(id, 1), Some((inode(5), 2)));
+        assert_eq!(nodes.id(inode(5)), None);
+        let again = nodes.enter(inode(5), Place::Elsewhere, true).unwrap();
+        assert_ne!(again, id, "an id is never used twice");
+    }
+
+    #[test]
+    fn forgetting_too_much_or_the_root_does_no_harm() {
+        let mut nodes = Nodes::new();
+        assert_eq!(nodes.forget(ROOT_ID, u64::MAX), None);
+        assert_eq!(nodes.id(ROOT), Some(ROOT_ID));
+        let id = nodes.enter(inode(5), Place::Elsewhere, true).unwrap();
+        assert_eq!(nodes.forget(id, u64::MAX), Some((inode(5), 1)));
+        assert_eq!(nodes.forget(id, 1), None);
+        let foreign = nodes.enter_foreign();
+        assert_eq!(nodes.forget(foreign, 1), None);
+        assert!(nodes.get(foreign).is_none());
+    }
+
+    #[test]
+    fn an_inode_is_confirmed_by_the_kernel_alone() {
+        let mut nodes = Nodes::new();
+        let id = nodes.enter(inode(5), Place::Elsewhere, true).unwrap();
+        assert!(!nodes.of(inode(5)).unwrap().confirmed);
+        assert!(nodes.get(id).unwrap().confirmed);
+    }
+
+    #[test]
+    fn shared_memory_is_known_by_its_path() {
+        let shm = Place::Root.below(b"dev").below(b"shm");
+        assert_eq!(shm, Place::SharedMemory);
+        assert_eq!(shm.below(b"segment"), Place::SharedMemory);
+        assert_eq!(Place::Root.below(b"shm"), Place::Elsewhere);
+        assert_eq!(Place::Elsewhere.below(b"dev").below(b"shm"), Place::Elsewhere);
+    }
+}
