@@ -209,10 +209,10 @@ impl Node {
         peers.iter().filter_map(|(id, peer)| Some((*id, peer.incarnation()?))).collect()
     }
 
-    /// Gives a peer up: its calls fail, and its present life cannot come back.
+    /// Gives a peer up: calls to it fail, it is told, and its present life cannot come back.
     pub fn give_up(&self, peer: impl Into<NodeId>) {
         if let Some(peer) = self.shared().peer(peer.into()) {
-            peer.give_up(self.shared(), DownReason::Closed);
+            peer.give_up(self.shared(), DownReason::Asked);
         }
     }
 

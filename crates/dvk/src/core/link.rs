@@ -60,6 +60,8 @@ pub enum DownReason {
     Protocol,
     /// The own node ends.
     Closed,
+    /// The user of the own node gave it up.
+    Asked,
 }
 
 /// What the runtime has to do.
