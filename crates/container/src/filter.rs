@@ -136,15 +136,16 @@ pub fn build(traps: &[u32], cookies: Cookies) -> dvs_sys::error::Result<Filter> 
         trap: program.label(),
         execveat: program.label(),
         ioctl: program.label(),
-        bad_architecture: program.label(),
+        native: program.label(),
     };
     program.load(seccomp::ARCHITECTURE);
-    program.unless_equal(seccomp::X86_64, labels.bad_architecture);
+    // 32-bit calls have other numbers, which no trap knows. Answered here: over the search a
+    // conditional jump would not reach.
+    program.if_equal(seccomp::X86_64, labels.native);
+    program.answer(Action::Fail(libc::ENOSYS as u16));
+    program.place(labels.native);
     program.load(seccomp::NUMBER);
     search(&mut program, &ranges, labels);
-    // 32-bit calls have other numbers, which no trap knows.
-    program.place(labels.bad_architecture);
-    program.answer(Action::Fail(libc::ENOSYS as u16));
     program.place(labels.ioctl);
     program.load(seccomp::argument_low(1));
     for request in DENIED_TERMINAL_REQUESTS {
@@ -181,7 +182,7 @@ struct Labels {
     trap: Label,
     execveat: Label,
     ioctl: Label,
-    bad_architecture: Label,
+    native: Label,
 }
 
 impl Labels {
