@@ -1,10 +1,9 @@
 //! What kind of thing a descriptor is, from what the kernel says about it.
 
-use std::fs::File;
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::{AsFd, OwnedFd};
 
 use dvs_sys::error::SysError;
+use dvs_sys::stat::fstat;
 use dvs_sys::{descriptor, terminal};
 
 use crate::descriptor::Kind;
@@ -43,38 +42,26 @@ pub(crate) fn access(flags: i32) -> i32 {
     flags & libc::O_ACCMODE
 }
 
-pub(crate) fn attributes(fd: BorrowedFd<'_>) -> Result<FileAttributes, SysError> {
-    // A File is the only door of std to fstat; the clone's close changes nothing for a descriptor.
-    let copy = fd
-        .try_clone_to_owned()
-        .map_err(|error| SysError::new("fcntl", error.raw_os_error().unwrap_or(libc::EIO)))?;
-    let data = File::from(copy)
-        .metadata()
-        .map_err(|error| SysError::new("fstat", error.raw_os_error().unwrap_or(libc::EIO)))?;
-    let nanoseconds = |value: i64| u32::try_from(value).unwrap_or(0);
+pub(crate) fn attributes(fd: impl AsFd) -> Result<FileAttributes, SysError> {
+    let found = fstat(fd)?;
     Ok(FileAttributes {
-        device: data.dev(),
-        inode: data.ino(),
-        mode: data.mode(),
-        links: data.nlink(),
-        uid: data.uid(),
-        gid: data.gid(),
-        rdev: data.rdev(),
-        size: data.size(),
-        blocks: data.blocks(),
-        times: [
-            (data.atime(), nanoseconds(data.atime_nsec())),
-            (data.mtime(), nanoseconds(data.mtime_nsec())),
-            (data.ctime(), nanoseconds(data.ctime_nsec())),
-        ],
+        device: found.device,
+        inode: found.inode,
+        mode: found.mode,
+        links: found.links,
+        uid: found.uid,
+        gid: found.gid,
+        rdev: found.rdev,
+        size: found.size,
+        blocks: found.blocks,
+        times: found.times,
     })
 }
 
 /// Looks at a descriptor; `path` is the text of its `/proc` link.
 pub(crate) fn examine(fd: &OwnedFd, path: &[u8]) -> Result<Examined, SysError> {
-    use std::os::fd::AsFd;
     let flags = descriptor::status_flags(fd.as_fd())?;
-    let attributes = attributes(fd.as_fd())?;
+    let attributes = attributes(fd)?;
     let class = classify(fd, path, flags, &attributes);
     Ok(Examined { class, flags, attributes })
 }
@@ -128,6 +115,7 @@ fn character_device(fd: &OwnedFd, device: u64) -> Class {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::os::unix::net::UnixStream;
 
     use dvs_sys::pipe;

@@ -253,8 +253,20 @@ struct Queue {
 impl Workers {
     /// Gives the job to a worker, or back when there is no room for it.
     pub(crate) fn submit(self: &Arc<Self>, job: Job) -> Result<(), Job> {
+        self.accept(job, MAX_QUEUE)
+    }
+
+    /// Gives a worker something to close; the number of open descriptions bounds these. Without any
+    /// worker it is done here.
+    pub(crate) fn close(self: &Arc<Self>, job: Job) {
+        if let Err(job) = self.accept(job, usize::MAX) {
+            job();
+        }
+    }
+
+    fn accept(self: &Arc<Self>, job: Job, most: usize) -> Result<(), Job> {
         let mut queue = self.queue.lock().unwrap();
-        if queue.stopped || queue.jobs.len() >= MAX_QUEUE {
+        if queue.stopped || queue.jobs.len() >= most {
             return Err(job);
         }
         if queue.idle <= queue.jobs.len() && queue.threads < MAX_WORKERS {

@@ -51,11 +51,18 @@ pub(crate) struct Effects {
     posts: Vec<(u16, CarryMessage)>,
     callbacks: Vec<Box<dyn FnOnce() + Send>>,
     jobs: Vec<Job>,
+    closing: Vec<Job>,
 }
 
 impl Effects {
     fn post(&mut self, to: u16, message: CarryMessage) {
         self.posts.push((to, message));
+    }
+
+    /// Drops something with regular files in it, by a worker: closing a file of the DC's tree waits
+    /// for its server, whose answer may need the very thread that we are in.
+    pub(crate) fn close<T: Send + 'static>(&mut self, files: T) {
+        self.closing.push(Box::new(move || drop(files)));
     }
 }
 
@@ -215,6 +222,9 @@ impl Engine {
                 drop(refused);
             }
         }
+        for job in effects.closing {
+            self.workers.close(job);
+        }
         for callback in effects.callbacks {
             callback();
         }
@@ -298,7 +308,7 @@ impl Engine {
                 }
             }
             CarryMessage::DescriptionDropped { description } => {
-                state.home_description_dropped(from, description);
+                state.home_description_dropped(from, description, effects);
             }
         });
     }

@@ -1,5 +1,6 @@
 //! Home's interface: what becomes of a program's inherited descriptors.
 
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use crate::descriptor::{
     Carried, CarriedDescriptor, InheritedDescriptor, Kind, MAX_DESCRIPTORS, Refusal,
 };
 use crate::engine::{DrainOutcome, Effects, Engine, State, no_reader, terminal_size};
-use crate::messages::{ProgramKey, TerminalAttributes};
+use crate::messages::{FileAttributes, ProgramKey, TerminalAttributes, TerminalSize};
 
 /// Status flags that a stand-in takes over.
 const CARRIED_FLAGS: i32 = libc::O_NONBLOCK;
@@ -50,34 +51,24 @@ impl Exporter {
             seen.push(Seen { descriptor, examined, duplicate_of: None });
         }
         find_duplicates(&mut seen);
-        self.engine.locked(|state, _| {
-            if !state.home_has_room(seen.len()) {
-                return Err(Refusal::TooMany);
+        // All that may touch a file system is done before the lock, and after it.
+        let mut prepared = VecDeque::with_capacity(seen.len());
+        for one in seen {
+            prepared.push_back((one.descriptor.number, self.prepare(one)?));
+        }
+        self.engine.locked(|state, effects| {
+            let result = start(state, to, program, &mut prepared);
+            if result.is_err() {
+                state.home_abort(program, effects);
+                effects.close(prepared);
             }
-            let mut carried = Vec::with_capacity(seen.len());
-            for one in seen {
-                let number = one.descriptor.number;
-                match self.carry(state, to, program, one) {
-                    Ok(what) => carried.push(CarriedDescriptor { number, what }),
-                    Err(refusal) => {
-                        state.home_abort(program);
-                        return Err(refusal);
-                    }
-                }
-            }
-            Ok(carried)
+            result
         })
     }
 
-    fn carry(
-        &self,
-        state: &mut State,
-        to: u16,
-        program: ProgramKey,
-        seen: Seen,
-    ) -> Result<Carried, Refusal> {
+    fn prepare(&self, seen: Seen) -> Result<Prepared, Refusal> {
         if let Some(number) = seen.duplicate_of {
-            return Ok(Carried::DuplicateOf(number));
+            return Ok(Prepared::Stateless(Carried::DuplicateOf(number)));
         }
         let Seen { descriptor, examined: Examined { class, flags, attributes }, .. } = seen;
         let InheritedDescriptor { number, fd, position, path, .. } = descriptor;
@@ -85,72 +76,59 @@ impl Exporter {
         let attributes = self.engine.config.inside(attributes);
         let owner = (attributes.uid, attributes.gid);
         let failure = |error| failed(number, error);
-        match class {
+        let open = |path: Vec<u8>| {
+            Prepared::Stateless(Carried::Path { path, flags: flags.cast_unsigned(), offset: None })
+        };
+        Ok(match class {
             Class::PipeWriter => {
-                let stream = match own(&fd, libc::O_WRONLY) {
-                    Ok(own) if no_reader(&own) => None,
-                    Ok(own) => Some(state.home_output(to, program, own, false).map_err(failure)?),
+                let own = match own(&fd, libc::O_WRONLY) {
+                    Ok(own) => (!no_reader(&own)).then_some(own),
                     // A FIFO that nobody reads.
                     Err(error) if error.errno == libc::ENXIO => None,
                     Err(error) => return Err(failure(error)),
                 };
-                let (stream, credit) = stream.unzip();
-                let credit = credit.unwrap_or(0);
-                Ok(Carried::Output { stream, flags: kept_flags, credit, owner })
+                Prepared::Output { own, flags: kept_flags, owner }
             }
             Class::PipeReader => {
                 let own = own(&fd, libc::O_RDONLY).map_err(failure)?;
                 if at_end(&own) {
-                    return Ok(Carried::Input { stream: None, flags: kept_flags, owner });
+                    let ended = Carried::Input { stream: None, flags: kept_flags, owner };
+                    return Ok(Prepared::Stateless(ended));
                 }
-                let pipe = (attributes.device, attributes.inode);
-                if number != 0 || state.reads(pipe) {
+                if number != 0 {
                     return Err(Refusal::SharedReader { number });
                 }
-                let stream = state.home_input(to, program, own, pipe).map_err(failure)?;
-                Ok(Carried::Input { stream: Some(stream), flags: kept_flags, owner })
+                let pipe = (attributes.device, attributes.inode);
+                Prepared::Input { own, pipe, flags: kept_flags, owner }
             }
             Class::Terminal => {
-                if number == 0 && access(flags) != libc::O_WRONLY {
-                    return Err(Refusal::TerminalInput { number });
-                }
-                if access(flags) == libc::O_RDONLY {
+                let mode = access(flags);
+                if mode == libc::O_RDONLY || (number == 0 && mode != libc::O_WRONLY) {
                     return Err(Refusal::TerminalInput { number });
                 }
                 let settings = terminal::attributes(&fd).map_err(failure)?;
                 let size = terminal::window_size(&fd).map_err(failure)?;
-                let own = own(&fd, libc::O_WRONLY).map_err(failure)?;
-                let (stream, credit) =
-                    state.home_output(to, program, own, true).map_err(failure)?;
-                Ok(Carried::Terminal {
-                    stream,
+                Prepared::Terminal {
+                    own: own(&fd, libc::O_WRONLY).map_err(failure)?,
                     flags: flags.cast_unsigned(),
-                    credit,
                     owner,
                     attributes: terminal_attributes(&settings),
                     size: terminal_size(size),
-                })
+                }
             }
-            Class::File => Ok(Carried::Description {
-                description: state.home_description(to, program, fd),
-                flags: flags.cast_unsigned(),
-                position,
-                attributes,
-                path,
-            }),
-            Class::ByPath => Ok(Carried::Path { path, flags: flags.cast_unsigned(), offset: None }),
-            Class::Device(device) => Ok(Carried::Path {
-                path: device.as_bytes().to_vec(),
-                flags: flags.cast_unsigned(),
-                offset: None,
-            }),
-            Class::Unsupported(kind) => Err(Refusal::Unsupported { number, kind }),
-        }
+            Class::File => {
+                let flags = flags.cast_unsigned();
+                Prepared::File { fd, flags, position, attributes, path }
+            }
+            Class::ByPath => open(path),
+            Class::Device(device) => open(device.as_bytes().to_vec()),
+            Class::Unsupported(kind) => return Err(Refusal::Unsupported { number, kind }),
+        })
     }
 
     /// The placement did not happen: forgets the program and closes what was kept for it.
     pub fn abort(&self, program: ProgramKey) {
-        self.engine.locked(|state, _| state.home_abort(program));
+        self.engine.locked(|state, effects| state.home_abort(program, effects));
     }
 
     /// The body has ended; calls `done` once all that it wrote before is in home's pipes and
@@ -177,6 +155,81 @@ struct Seen {
     descriptor: InheritedDescriptor,
     examined: Examined,
     duplicate_of: Option<i32>,
+}
+
+/// A descriptor with everything that its stream or description needs.
+enum Prepared {
+    Stateless(Carried),
+    Output {
+        own: Option<OwnedFd>,
+        flags: u32,
+        owner: (u32, u32),
+    },
+    Input {
+        own: OwnedFd,
+        pipe: (u64, u64),
+        flags: u32,
+        owner: (u32, u32),
+    },
+    Terminal {
+        own: OwnedFd,
+        flags: u32,
+        owner: (u32, u32),
+        attributes: TerminalAttributes,
+        size: TerminalSize,
+    },
+    File {
+        fd: OwnedFd,
+        flags: u32,
+        position: u64,
+        attributes: FileAttributes,
+        path: Vec<u8>,
+    },
+}
+
+/// Enters what was prepared into the tables. What is left in the list is closed by the caller.
+fn start(
+    state: &mut State,
+    to: u16,
+    program: ProgramKey,
+    prepared: &mut VecDeque<(i32, Prepared)>,
+) -> Result<Vec<CarriedDescriptor>, Refusal> {
+    if !state.home_has_room(prepared.len()) {
+        return Err(Refusal::TooMany);
+    }
+    let mut carried = Vec::with_capacity(prepared.len());
+    while let Some((number, one)) = prepared.pop_front() {
+        let failure = |error| failed(number, error);
+        let what = match one {
+            Prepared::Stateless(what) => what,
+            Prepared::Output { own, flags, owner } => {
+                let started = own
+                    .map(|own| state.home_output(to, program, own, false))
+                    .transpose()
+                    .map_err(failure)?;
+                let (stream, credit) = started.unzip();
+                Carried::Output { stream, flags, credit: credit.unwrap_or(0), owner }
+            }
+            Prepared::Input { own, pipe, flags, owner } => {
+                if state.reads(pipe) {
+                    return Err(Refusal::SharedReader { number });
+                }
+                let stream = state.home_input(to, program, own, pipe).map_err(failure)?;
+                Carried::Input { stream: Some(stream), flags, owner }
+            }
+            Prepared::Terminal { own, flags, owner, attributes, size } => {
+                let (stream, credit) =
+                    state.home_output(to, program, own, true).map_err(failure)?;
+                Carried::Terminal { stream, flags, credit, owner, attributes, size }
+            }
+            Prepared::File { fd, flags, position, attributes, path } => {
+                let description = state.home_description(to, program, fd);
+                Carried::Description { description, flags, position, attributes, path }
+            }
+        };
+        carried.push(CarriedDescriptor { number, what });
+    }
+    Ok(carried)
 }
 
 /// Descriptors that share an open file description stay so. The ends of one pipe with the same flags

@@ -1,5 +1,5 @@
 //! Both halves of a stream against each other over a FIFO link, with pipes of bounded size and every
-//! event in random order. `DVS_SEED` replays one seed.
+//! event in random order. `DVS_SEED` replays one seed, `DVS_SEEDS` says how many.
 
 use std::collections::VecDeque;
 
@@ -26,7 +26,10 @@ impl Random {
 fn seeds() -> Vec<u64> {
     match std::env::var("DVS_SEED").ok().and_then(|seed| seed.parse().ok()) {
         Some(seed) => vec![seed],
-        None => (0..300).collect(),
+        None => {
+            let count = std::env::var("DVS_SEEDS").ok().and_then(|count| count.parse().ok());
+            (0..count.unwrap_or(100)).collect()
+        }
     }
 }
 

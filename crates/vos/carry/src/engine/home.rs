@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -406,13 +406,13 @@ impl State {
     }
 
     /// The placement did not happen: nothing of it stays.
-    pub(crate) fn home_abort(&mut self, program: ProgramKey) {
+    pub(crate) fn home_abort(&mut self, program: ProgramKey, effects: &mut Effects) {
         if let Some(placed) = self.home.programs.remove(&program) {
             for stream in placed.streams {
                 self.home_remove(stream);
             }
             for description in placed.descriptions {
-                self.home.descriptions.remove(&description);
+                effects.close(self.home.descriptions.remove(&description));
             }
         }
     }
@@ -437,7 +437,11 @@ impl State {
     }
 
     pub(super) fn home_node_gone(&mut self, node: u16, effects: &mut Effects) {
-        self.home.descriptions.retain(|_, description| description.to != node);
+        let (gone, kept) = std::mem::take(&mut self.home.descriptions)
+            .into_iter()
+            .partition(|(_, description)| description.to == node);
+        self.home.descriptions = kept;
+        effects.close::<HashMap<_, _>>(gone);
         let streams: Vec<StreamId> = self
             .home
             .streams
@@ -471,7 +475,8 @@ impl State {
     }
 
     pub(super) fn home_stop(&mut self, effects: &mut Effects) {
-        let programs = std::mem::take(&mut self.home).programs;
+        let Home { programs, descriptions, .. } = std::mem::take(&mut self.home);
+        effects.close(descriptions);
         for placed in programs.into_values() {
             if let Some(done) = placed.done {
                 effects.callbacks.push(Box::new(move || done(DrainOutcome::Lost)));
@@ -566,9 +571,14 @@ impl State {
         }
     }
 
-    pub(super) fn home_description_dropped(&mut self, from: u16, number: DescriptionId) {
+    pub(super) fn home_description_dropped(
+        &mut self,
+        from: u16,
+        number: DescriptionId,
+        effects: &mut Effects,
+    ) {
         if self.home.descriptions.get(&number).is_some_and(|found| found.to == from) {
-            self.home.descriptions.remove(&number);
+            effects.close(self.home.descriptions.remove(&number));
         }
     }
 }
@@ -608,7 +618,7 @@ impl Drop for Answer {
 impl Engine {
     /// `fstat` with the owner as the DC has it.
     fn attributes(&self, file: &File) -> Result<FileAttributes, i32> {
-        let found = crate::classify::attributes(file.as_fd()).map_err(|error| error.errno)?;
+        let found = crate::classify::attributes(file).map_err(|error| error.errno)?;
         Ok(self.config.inside(found))
     }
 }
