@@ -300,10 +300,7 @@ impl Endpoint {
         }
         let deadline = submission.deadline;
         loop {
-            let rejected = match self.submit(submission, waiter) {
-                Ok(_) => return Ok(()),
-                Err(rejected) => rejected,
-            };
+            let Err(rejected) = self.submit(submission, waiter) else { return Ok(()) };
             let shared = &self.inner.shared;
             if !matches!(rejected.error, CallError::Busy { .. }) || shared.now() >= deadline {
                 return Err(rejected.error);

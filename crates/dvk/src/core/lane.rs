@@ -123,6 +123,8 @@ impl Lane {
         self.open = false;
         self.ack_due = false;
         self.heartbeat_due = false;
+        // A farewell that was not written in time was meant for the connection before.
+        self.goodbye_due = None;
         self.last_heard = now;
         self.last_written = now;
         if self.lost_since.is_none() {

@@ -7,6 +7,8 @@ pub mod hello;
 pub mod inbox;
 pub mod lane;
 pub mod link;
+#[cfg(test)]
+mod link_tests;
 pub mod registry;
 
 /// A map whose order of iteration is the same in every run (simulations are replayed by seed).
