@@ -22,6 +22,13 @@ use failure::{EXIT_DVS, Failure};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // Before the grammar is built: a container waits for its keeper.
+    let mut words = std::env::args_os().skip(1);
+    if words.next().is_some_and(|word| word == "internal")
+        && words.next().is_some_and(|word| word == "keeper")
+    {
+        return ExitCode::from(u8::try_from(dvs_container::keeper::main()).unwrap_or(EXIT_DVS));
+    }
     let line = match CommandLine::try_parse() {
         Ok(line) => line,
         Err(error) if error.use_stderr() && !shows_help(&error) => {
@@ -60,7 +67,9 @@ fn execute(line: CommandLine) -> Result<u8, Failure> {
         Command::Doctor(list) => doctor::doctor(&list),
         Command::Completion { shell } => completion(shell),
         Command::Version(list) => version(&list),
-        Command::Internal(InternalCommand::Keeper { .. }) => keeper(),
+        Command::Internal(InternalCommand::Keeper { .. }) => {
+            Err(Failure::new("the keeper is started by its daemon alone"))
+        }
     }
 }
 
@@ -82,8 +91,4 @@ fn version(list: &ListArguments) -> Result<u8, Failure> {
         output::print_line(&format!("dvs {version}"))?;
     }
     Ok(0)
-}
-
-fn keeper() -> Result<u8, Failure> {
-    Err(Failure::new("not yet"))
 }

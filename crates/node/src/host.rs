@@ -1,15 +1,34 @@
-//! What a daemon has: its identity, its links, the containers that have a part on it.
+//! What a daemon has: its identity, its links to other daemons, the containers that have a part on it.
 
 use crate::control::Started;
 use crate::daemon::DaemonConfig;
-use crate::folders::link_socket;
+use crate::dc::home::{Home, Notify, Plan};
+use crate::dc::member;
+use crate::dc::messages::{Answer, Call, Description, decode, encode};
+use crate::dc::part::Part;
+use crate::folders::{OwnedFolder, fresh_number, link_socket};
 use crate::machine::Machine;
+use crate::names;
 use crate::protocol::{
     ContainerInfo, ContainerOptions, Ended, Failure, NodeInfo, Peer, ProcessInfo, ProgramOptions,
 };
+use dvs_dvk::{DcId, Endpoint, Lane, Message, Node, NodeConfig, NodeEvent, NodeId};
+use dvs_sys::clock;
 use dvs_sys::poll::EventFd;
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+/// How long connecting to another daemon may take.
+const LINK_PATIENCE: Duration = Duration::from_secs(10);
+/// Most containers with their home on one node.
+pub(crate) const MAX_CONTAINERS: usize = 1000;
+/// Name of a daemon's endpoint.
+const ENDPOINT: &str = "daemon";
+/// Numbers of containers are above these; below are the daemons' own, one for each node.
+const FIRST_CONTAINER: u64 = 1 << 32;
 
 /// A program that a connection follows.
 pub(crate) trait Program: Send + Sync {
@@ -23,23 +42,101 @@ pub(crate) trait Program: Send + Sync {
     fn abandon(&self);
 }
 
+/// A container whose home this is.
+enum Slot {
+    /// Being made: the name is taken.
+    Reserved,
+    /// Running.
+    Running(Arc<Home>),
+}
+
+/// A part of a container whose home is elsewhere.
+enum PartSlot {
+    /// Being built.
+    Building,
+    /// To be ended as soon as it is built.
+    Cancelled,
+    /// There.
+    Ready(Arc<Part>),
+}
+
 /// See the module.
 pub(crate) struct Host {
     config: DaemonConfig,
     stop: EventFd,
     machine: Machine,
+    started: u64,
+    dvk: Node,
+    /// Asks other daemons.
+    endpoint: Endpoint,
+    homes: Mutex<BTreeMap<String, Slot>>,
+    parts: Mutex<BTreeMap<u64, PartSlot>>,
+    names: Mutex<BTreeMap<u16, String>>,
 }
 
 impl Host {
     /// Makes it and listens for other daemons.
     pub(crate) fn make(config: DaemonConfig) -> Result<Arc<Host>, Failure> {
-        let stop = EventFd::new().map_err(|error| Failure::new(error.to_string()))?;
-        Ok(Arc::new(Host { config, stop, machine: Machine::look() }))
+        let failed =
+            |error: &dyn std::fmt::Display| Failure::new(format!("node {}: {error}", config.name));
+        let stop = EventFd::new().map_err(|error| failed(&error))?;
+        let mut cluster = [0; 16];
+        cluster[..8].copy_from_slice(&config.cluster.to_le_bytes());
+        let incarnation = u64::try_from(clock::real()).unwrap_or(1).max(1);
+        let dvk = Node::new(NodeConfig::new(config.id, cluster, incarnation));
+        dvk.listen(link_socket(&config.folder)).map_err(|error| failed(&error))?;
+        let own = dvk.dc(DcId(u64::from(config.id)), NodeId(config.id));
+        let endpoint = own.bind(ENDPOINT).map_err(|error| failed(&error))?;
+        let host = Arc::new(Host {
+            stop,
+            machine: Machine::look(),
+            started: u64::try_from(clock::real() / 1_000_000_000).unwrap_or(0),
+            dvk,
+            endpoint,
+            homes: Mutex::default(),
+            parts: Mutex::default(),
+            names: Mutex::new(BTreeMap::from([(config.id, config.name.clone())])),
+            config,
+        });
+        let weak = Arc::downgrade(&host);
+        host.endpoint.set_handler(move |message| {
+            if let Some(host) = weak.upgrade() {
+                host.asked(message);
+            }
+        });
+        let weak: Weak<Host> = Arc::downgrade(&host);
+        host.dvk.on_peer(move |event| {
+            log::debug!("link: {event:?}");
+            if let (NodeEvent::NodeDown { node, .. }, Some(host)) = (event, weak.upgrade()) {
+                host.node_lost(node.0);
+            }
+        });
+        Ok(host)
     }
 
     /// Who it is.
     pub(crate) fn config(&self) -> &DaemonConfig {
         &self.config
+    }
+
+    /// Its number.
+    pub(crate) fn node(&self) -> u16 {
+        self.config.id
+    }
+
+    /// Its links and endpoints.
+    pub(crate) fn dvk(&self) -> &Node {
+        &self.dvk
+    }
+
+    /// CPUs it may use, thousandths.
+    pub(crate) fn millicpus(&self) -> u32 {
+        self.machine.millicpus
+    }
+
+    /// What its clocks are ahead of the host's, nanoseconds.
+    pub(crate) fn own_clock_offset(&self) -> i64 {
+        self.config.clock_offset.saturating_mul(1_000_000_000)
     }
 
     /// Readable when the daemon is to end.
@@ -54,11 +151,39 @@ impl Host {
         }
     }
 
-    /// Ends everything that runs on it.
-    pub(crate) fn end(&self) {}
+    /// Ends everything that runs on it, and its links.
+    pub(crate) fn end(&self) {
+        let homes: Vec<Arc<Home>> = self.running();
+        let parts: Vec<Arc<Part>> = lock(&self.parts)
+            .values()
+            .filter_map(|slot| match slot {
+                PartSlot::Ready(part) => Some(Arc::clone(part)),
+                _ => None,
+            })
+            .collect();
+        std::thread::scope(|scope| {
+            for home in &homes {
+                scope.spawn(|| home.end());
+            }
+            for part in &parts {
+                scope.spawn(|| part.end());
+            }
+        });
+        self.dvk.close();
+    }
+
+    fn running(&self) -> Vec<Arc<Home>> {
+        let homes = lock(&self.homes);
+        let running = homes.values().filter_map(|slot| match slot {
+            Slot::Running(home) => Some(Arc::clone(home)),
+            Slot::Reserved => None,
+        });
+        running.collect()
+    }
 
     /// Facts.
     pub(crate) fn info(&self) -> NodeInfo {
+        let containers = lock(&self.homes).len() + lock(&self.parts).len();
         NodeInfo {
             name: self.config.name.clone(),
             id: self.config.id,
@@ -67,57 +192,423 @@ impl Host {
             kernel: self.machine.kernel.clone(),
             millicpus: self.machine.millicpus,
             memory: self.machine.memory,
-            started: u64::try_from(dvs_sys::clock::real() / 1_000_000_000).unwrap_or(0),
-            containers: 0,
-            linked: Vec::new(),
+            started: self.started,
+            containers: u32::try_from(containers).unwrap_or(u32::MAX),
+            linked: self.dvk.peers().into_iter().map(|(node, _)| node.0).collect(),
             ephemeral: self.config.session.is_some(),
             link: link_socket(&self.config.folder),
         }
     }
 
-    /// Links to other daemons.
-    pub(crate) fn link(&self, _peers: &[Peer]) -> Result<(), Failure> {
+    /// Links to other daemons, and tells them its name.
+    pub(crate) fn link(&self, peers: &[Peer]) -> Result<(), Failure> {
+        for peer in peers {
+            self.dvk.connect(peer.id, &peer.link, LINK_PATIENCE).map_err(|error| {
+                Failure::new(format!(
+                    "node {} cannot reach node {}: {error}",
+                    self.config.name, peer.name
+                ))
+            })?;
+            lock(&self.names).insert(peer.id, peer.name.clone());
+            let hello = Call::Hello { name: self.config.name.clone() };
+            let answers = self.ask_all(&[peer.id], LINK_PATIENCE, || hello.clone()).wait();
+            for (node, answer) in answers {
+                if !matches!(answer, Ok(Answer::Done)) {
+                    return Err(self.failure(node, &answer));
+                }
+            }
+        }
         Ok(())
     }
 
     /// Makes a container and runs its first program.
     pub(crate) fn run(
         self: &Arc<Self>,
-        _options: ContainerOptions,
-        _program: ProgramOptions,
-        _descriptors: Vec<OwnedFd>,
-        _notify: Box<dyn Fn(String) + Send + Sync>,
+        options: ContainerOptions,
+        program: ProgramOptions,
+        descriptors: Vec<OwnedFd>,
+        notify: Notify,
     ) -> Result<Started, Failure> {
-        Err(Failure::new("not yet"))
+        let members = self.members(options.nodes)?;
+        let (name, id) = self.reserve(options.name.as_deref())?;
+        let made = self.make_home(options, &program, members, &name, id, notify);
+        let home = match made {
+            Ok(home) => home,
+            Err(failure) => {
+                lock(&self.homes).remove(&name);
+                return Err(failure);
+            }
+        };
+        lock(&self.homes).insert(name.clone(), Slot::Running(Arc::clone(&home)));
+        match home.start(&program, descriptors, true) {
+            Ok((running, terminal)) => Ok(Started {
+                container: name,
+                pid: running.pid(),
+                warnings: home.warnings(),
+                terminal,
+                program: running,
+            }),
+            Err(failure) => {
+                home.end();
+                self.forget(&name);
+                Err(failure)
+            }
+        }
+    }
+
+    fn make_home(
+        self: &Arc<Self>,
+        options: ContainerOptions,
+        program: &ProgramOptions,
+        members: Vec<(u16, String)>,
+        name: &str,
+        id: u64,
+        notify: Notify,
+    ) -> Result<Arc<Home>, Failure> {
+        let path = self.config.state.join(format!("dc-{id:x}"));
+        let folder = OwnedFolder::make(&path)?
+            .ok_or_else(|| Failure::new(format!("{} is in use", path.display())))?;
+        let words = program.arguments.iter().map(|word| String::from_utf8_lossy(&word.0));
+        let command: Vec<_> = words.collect();
+        Home::make(
+            self,
+            Plan {
+                id,
+                name: name.to_owned(),
+                options,
+                members,
+                folder,
+                command: command.join(" "),
+                environment: program.environment.clone(),
+                user: program.user.clone(),
+                notify,
+            },
+        )
+    }
+
+    /// This node and as many others as asked for; none asked for: all.
+    fn members(&self, wanted: Option<u16>) -> Result<Vec<(u16, String)>, Failure> {
+        let mut linked: Vec<u16> = self.dvk.peers().into_iter().map(|(node, _)| node.0).collect();
+        linked.sort_unstable();
+        let available = linked.len() + 1;
+        let wanted = wanted.map_or(available, usize::from);
+        if wanted == 0 || wanted > available {
+            return Err(Failure::new(format!(
+                "{wanted} nodes are asked for and {available} are linked; start more: dvs node start"
+            )));
+        }
+        let names = lock(&self.names);
+        let name = |node: u16| {
+            let known = names.get(&node).cloned();
+            (node, known.unwrap_or_else(|| format!("n{node}")))
+        };
+        let mut members = vec![name(self.config.id)];
+        members.extend(linked.into_iter().take(wanted - 1).map(name));
+        Ok(members)
+    }
+
+    fn reserve(&self, wanted: Option<&str>) -> Result<(String, u64), Failure> {
+        let mut homes = lock(&self.homes);
+        if homes.len() >= MAX_CONTAINERS {
+            return Err(Failure::new(format!(
+                "{MAX_CONTAINERS} containers run on this node, which is the limit; end some: dvs dc rm DC"
+            )));
+        }
+        let id = (fresh_number(u64::from(self.config.id)) >> 8).max(FIRST_CONTAINER);
+        let name = match wanted {
+            Some(name) => {
+                names::check("container", name)?;
+                if homes.contains_key(name) {
+                    return Err(Failure::new(format!(
+                        "a container called {name} runs already; choose another name, or end it: dvs dc rm {name}"
+                    )));
+                }
+                name.to_owned()
+            }
+            None => {
+                let free = |name: &String| !homes.contains_key(name);
+                let candidates = (0..1000).map(|turn| names::made_up(fresh_number(turn)));
+                candidates
+                    .into_iter()
+                    .find(free)
+                    .ok_or_else(|| Failure::new("no free container name; give one with --name"))?
+            }
+        };
+        homes.insert(name.clone(), Slot::Reserved);
+        Ok((name, id))
+    }
+
+    /// The container is gone: its name is free.
+    pub(crate) fn forget(&self, name: &str) {
+        lock(&self.homes).remove(name);
+    }
+
+    fn home(&self, name: &str) -> Result<Arc<Home>, Failure> {
+        match lock(&self.homes).get(name) {
+            Some(Slot::Running(home)) => Ok(Arc::clone(home)),
+            Some(Slot::Reserved) => {
+                Err(Failure::new(format!("container {name} is being made; try again in a moment")))
+            }
+            None => Err(Failure::new(format!(
+                "no container is called {name}; the running ones: dvs dc ls"
+            ))),
+        }
     }
 
     /// Runs one more program in a container.
     pub(crate) fn exec(
         self: &Arc<Self>,
-        _container: &str,
-        _program: ProgramOptions,
-        _descriptors: Vec<OwnedFd>,
+        container: &str,
+        program: ProgramOptions,
+        descriptors: Vec<OwnedFd>,
     ) -> Result<Started, Failure> {
-        Err(Failure::new("not yet"))
+        let home = self.home(container)?;
+        let (running, terminal) = home.start(&program, descriptors, false)?;
+        Ok(Started {
+            container: container.to_owned(),
+            pid: running.pid(),
+            warnings: Vec::new(),
+            terminal,
+            program: running,
+        })
     }
 
     /// Whether the daemon may be ended.
-    pub(crate) fn may_stop(&self, _force: bool) -> Result<(), Failure> {
-        Ok(())
+    pub(crate) fn may_stop(&self, force: bool) -> Result<(), Failure> {
+        let names: Vec<String> = lock(&self.homes).keys().cloned().collect();
+        let parts = lock(&self.parts).len();
+        if force || (names.is_empty() && parts == 0) {
+            return Ok(());
+        }
+        let what = if names.is_empty() {
+            format!("parts of {parts} containers")
+        } else {
+            format!("containers ({})", names.join(", "))
+        };
+        Err(Failure::new(format!(
+            "node {} runs {what}; end them first (dvs dc rm), or add --force",
+            self.config.name
+        )))
     }
 
     /// Processes of one or all containers whose home this is.
-    pub(crate) fn processes(&self, _of: Option<&str>) -> Result<Vec<ProcessInfo>, Failure> {
-        Ok(Vec::new())
+    pub(crate) fn processes(&self, of: Option<&str>) -> Result<Vec<ProcessInfo>, Failure> {
+        let homes = match of {
+            Some(name) => vec![self.home(name)?],
+            None => self.running(),
+        };
+        Ok(homes.iter().flat_map(|home| home.processes()).collect())
     }
 
     /// Containers whose home this is.
     pub(crate) fn containers(&self) -> Vec<ContainerInfo> {
-        Vec::new()
+        self.running().iter().map(|home| home.info()).collect()
     }
 
     /// Ends a container.
     pub(crate) fn remove(&self, name: &str) -> Result<(), Failure> {
-        Err(Failure::new(format!("no container is called {name}")))
+        let home = self.home(name)?;
+        home.end();
+        self.forget(name);
+        Ok(())
+    }
+
+    /// A sentence for an answer that was not the wanted one.
+    pub(crate) fn failure(&self, node: u16, answer: &Result<Answer, String>) -> Failure {
+        let name = lock(&self.names).get(&node).cloned().unwrap_or_else(|| format!("n{node}"));
+        match answer {
+            Ok(Answer::Failed(sentence)) => Failure::new(sentence.clone()),
+            Ok(_) => Failure::new(format!(
+                "node {name} gave an answer that does not fit; run the same version of dvs on all nodes"
+            )),
+            Err(error) => Failure::new(format!("node {name}: {error}")),
+        }
+    }
+
+    /// Asks daemons of other nodes, all at once.
+    pub(crate) fn ask_all(
+        &self,
+        nodes: &[u16],
+        patience: Duration,
+        call: impl Fn() -> Call,
+    ) -> Asked {
+        let (sender, answers) = channel();
+        for node in nodes.iter().copied() {
+            // The address of the well-known endpoint: names of a node's own container are kept by it.
+            let dc = self.dvk.dc(DcId(u64::from(node)), NodeId(node));
+            let sender = sender.clone();
+            match dc.resolve(ENDPOINT, patience) {
+                Ok(address) => {
+                    let endpoint = dc.endpoint();
+                    let Ok(endpoint) = endpoint else {
+                        let _ = sender.send((node, Err("its endpoints are closed".to_owned())));
+                        continue;
+                    };
+                    let keep = endpoint.clone();
+                    endpoint.call_with(
+                        Lane::Small,
+                        &address,
+                        encode(&call()),
+                        patience,
+                        move |answer| {
+                            let answer = answer
+                                .map_err(|error| error.to_string())
+                                .and_then(|bytes| decode::<Answer>(&bytes));
+                            // Nobody waits any more where the asking one has given up.
+                            let _ = sender.send((node, answer));
+                            drop(keep);
+                        },
+                    );
+                }
+                Err(error) => {
+                    let _ = sender.send((node, Err(error.to_string())));
+                }
+            }
+        }
+        Asked { answers, count: nodes.len() }
+    }
+
+    /// Another daemon asks. Runs on the link's thread, so everything that waits gets its own.
+    fn asked(self: &Arc<Self>, mut message: Message) {
+        let from = message.source.node.0;
+        let Some(reply) = message.take_reply() else { return };
+        let call = match decode::<Call>(&message.body) {
+            Ok(call) => call,
+            Err(sentence) => {
+                reply.reply(encode(&Answer::Failed(sentence)));
+                return;
+            }
+        };
+        log::debug!("node {from} asks: {call:?}");
+        let host = Arc::clone(self);
+        let spawned = std::thread::Builder::new().name("asked".into()).spawn(move || {
+            reply.reply(encode(&host.answer(from, call)));
+        });
+        if let Err(error) = spawned {
+            log::error!("no thread to answer node {from}: {error}");
+        }
+    }
+
+    fn answer(self: &Arc<Self>, from: u16, call: Call) -> Answer {
+        match call {
+            Call::Hello { name } => {
+                lock(&self.names).insert(from, name);
+                Answer::Done
+            }
+            Call::Join(description) if description.home == from => self.join(*description),
+            Call::Begin { dc, parts } => match self.part_of(dc, from) {
+                Some(part) => {
+                    part.begin(&parts);
+                    Answer::Done
+                }
+                None => unknown(dc),
+            },
+            Call::Leave { dc } => self.leave(dc, from),
+            Call::Processes { dc } => {
+                self.part_of(dc, from).map_or_else(|| unknown(dc), |part| member::processes(&part))
+            }
+            Call::Join(_) => Answer::Failed("only a container's home may ask to join it".into()),
+        }
+    }
+
+    fn part_of(&self, dc: u64, home: u16) -> Option<Arc<Part>> {
+        match lock(&self.parts).get(&dc) {
+            Some(PartSlot::Ready(part)) if part.description.home == home => Some(Arc::clone(part)),
+            _ => None,
+        }
+    }
+
+    fn join(&self, description: Description) -> Answer {
+        let id = description.id;
+        if lock(&self.parts).insert(id, PartSlot::Building).is_some() {
+            return Answer::Failed(format!("container {id:x} has a part here already"));
+        }
+        let built = member::join(self, description);
+        let mut parts = lock(&self.parts);
+        let cancelled = matches!(parts.get(&id), Some(PartSlot::Cancelled) | None);
+        match built {
+            Ok(part) if !cancelled => {
+                let part = Arc::new(part);
+                parts.insert(id, PartSlot::Ready(Arc::clone(&part)));
+                Answer::Joined { addresses: part.addresses, warnings: part.warnings.clone() }
+            }
+            Ok(part) => {
+                parts.remove(&id);
+                drop(parts);
+                part.end();
+                Answer::Failed(format!("container {id:x} was ended while its part was built"))
+            }
+            Err(failure) => {
+                parts.remove(&id);
+                Answer::Failed(failure.message)
+            }
+        }
+    }
+
+    fn leave(&self, dc: u64, home: u16) -> Answer {
+        let part = {
+            let mut parts = lock(&self.parts);
+            match parts.get(&dc) {
+                Some(PartSlot::Ready(part)) if part.description.home == home => Arc::clone(part),
+                Some(PartSlot::Building) => {
+                    parts.insert(dc, PartSlot::Cancelled);
+                    return unknown(dc);
+                }
+                _ => return unknown(dc),
+            }
+        };
+        let statistics = part.end();
+        lock(&self.parts).remove(&dc);
+        Answer::Left(statistics)
+    }
+
+    /// A node is gone: containers at home here go on without it, parts of its containers end.
+    fn node_lost(self: &Arc<Self>, node: u16) {
+        log::warn!("node {node} is gone");
+        for home in self.running() {
+            home.node_lost(node);
+        }
+        let ending: Vec<(u64, Arc<Part>)> = lock(&self.parts)
+            .iter()
+            .filter_map(|(id, slot)| match slot {
+                PartSlot::Ready(part) if part.description.home == node => {
+                    Some((*id, Arc::clone(part)))
+                }
+                _ => None,
+            })
+            .collect();
+        for (id, part) in ending {
+            let host = Arc::clone(self);
+            let spawned = std::thread::Builder::new().name("ending".into()).spawn(move || {
+                part.end();
+                lock(&host.parts).remove(&id);
+            });
+            if let Err(error) = spawned {
+                log::error!("no thread to end a part: {error}");
+            }
+        }
+    }
+}
+
+fn unknown(dc: u64) -> Answer {
+    Answer::Failed(format!("container {dc:x} has no part here"))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Questions under way.
+pub(crate) struct Asked {
+    answers: Receiver<(u16, Result<Answer, String>)>,
+    count: usize,
+}
+
+impl Asked {
+    /// Waits for all answers; every question has a deadline of its own.
+    pub(crate) fn wait(self) -> Vec<(u16, Result<Answer, String>)> {
+        let mut all: Vec<_> = self.answers.iter().take(self.count).collect();
+        all.sort_by_key(|(node, _)| *node);
+        all
     }
 }

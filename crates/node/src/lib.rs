@@ -11,6 +11,7 @@ pub mod client;
 pub mod cluster;
 mod control;
 pub mod daemon;
+mod dc;
 pub mod folders;
 mod host;
 pub mod journal;

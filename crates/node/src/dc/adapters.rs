@@ -1,0 +1,96 @@
+//! Small adapters between crates that do not know each other.
+
+use dvs_carry::{AttachRequest, Attacher, FileAttributes, SharedDescription};
+use dvs_fs::messages::{Attributes, InodeId, Time};
+use dvs_fs_client::attach::{CallId, Moved, Position, RemoteDescription};
+use dvs_fs_client::{Attached, Client, Hooks};
+use dvs_linux::Personality;
+use std::sync::{Arc, OnceLock, Weak};
+
+/// Makes shared descriptions openable in the tree.
+pub(crate) struct AttachPort(pub(crate) Arc<Client>);
+
+impl Attacher for AttachPort {
+    fn attach(&self, request: AttachRequest) -> Result<Vec<u8>, i32> {
+        let like = Attached { inode: None, flags: request.flags, position: request.position };
+        let description = Arc::new(Description(request.description));
+        Ok(self.0.attach(description, like)?.path().into_bytes())
+    }
+}
+
+/// A description kept by a carrier, as the file-system client wants it.
+struct Description(Arc<SharedDescription>);
+
+fn position(position: Position) -> dvs_carry::Position {
+    match position {
+        Position::Sequential => dvs_carry::Position::Sequential,
+        Position::At(offset) => dvs_carry::Position::At(offset),
+    }
+}
+
+impl RemoteDescription for Description {
+    fn read(&self, _call: CallId, at: Position, length: u32) -> Result<Moved<Vec<u8>>, i32> {
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        let (what, position) = self.0.read(position(at), length)?;
+        Ok(Moved { what, position })
+    }
+
+    fn write(&self, _call: CallId, at: Position, data: &[u8]) -> Result<Moved<u32>, i32> {
+        let (written, position) = self.0.write(position(at), data)?;
+        Ok(Moved { what: u32::try_from(written).unwrap_or(u32::MAX), position })
+    }
+
+    fn attributes(&self) -> Result<Attributes, i32> {
+        self.0.attributes().map(|found| attributes(&found))
+    }
+
+    fn set_size(&self, size: u64) -> Result<(), i32> {
+        self.0.truncate(size)
+    }
+
+    fn synchronize(&self, data_only: bool) -> Result<(), i32> {
+        self.0.sync(data_only)
+    }
+
+    fn flock(&self, call: CallId, operation: i32) -> Result<(), i32> {
+        self.0.lock(call.0, operation)
+    }
+
+    fn interrupt(&self, call: CallId) {
+        self.0.interrupt(call.0);
+    }
+
+    fn closed(&self) {
+        // The carrier sees the last handle go.
+    }
+}
+
+fn attributes(found: &FileAttributes) -> Attributes {
+    let time = |(seconds, nanoseconds): (i64, u32)| Time { seconds, nanoseconds };
+    let [accessed, modified, changed] = found.times;
+    Attributes {
+        inode: InodeId { number: found.inode, generation: 0 },
+        mode: found.mode,
+        links: u32::try_from(found.links).unwrap_or(u32::MAX),
+        uid: found.uid,
+        gid: found.gid,
+        rdev: u32::try_from(found.rdev).unwrap_or(u32::MAX),
+        size: found.size,
+        blocks: found.blocks,
+        accessed: time(accessed),
+        modified: time(modified),
+        changed: time(changed),
+    }
+}
+
+/// What the file tree sees, for the personality, which comes later than the tree.
+#[derive(Default)]
+pub(crate) struct TreeHooks(pub(crate) OnceLock<Weak<Personality>>);
+
+impl TreeHooks {
+    fn personality(&self) -> Option<Arc<Personality>> {
+        self.0.get()?.upgrade()
+    }
+}
+
+impl Hooks for TreeHooks {}

@@ -1,0 +1,462 @@
+//! A container at its home: made over all its nodes, its programs, its end on all of them.
+
+use super::files::{FileService, fit_standard};
+use super::links::Clients;
+use super::manager::{Listener, ManagerClient, ManagerService, Way, remote_listener};
+use super::messages::{Answer, Call, Description, PartAddresses, PartStatistics};
+use super::part::{Part, Site};
+use super::post::Poster;
+use super::program;
+use super::users;
+use crate::folders::OwnedFolder;
+use crate::host::{Host, Program};
+use crate::protocol::{
+    ContainerInfo, ContainerOptions, Ended, EndedHow, Failure, ImageOption, NodeStatistics,
+    ProcessInfo, ProgramOptions, Statistics, Text,
+};
+use dvs_dvk::{DcId, Lane, NodeId};
+use dvs_fs::messages::ClientId;
+use dvs_fs_client::{Client, ClientOptions};
+use dvs_linux::ProgramRef;
+use dvs_sys::clock;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long a node may take to build its part.
+const JOIN_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a node may take to end its part.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Tells the user something.
+pub(crate) type Notify = Box<dyn Fn(String) + Send + Sync>;
+
+/// What a container is made from.
+pub(crate) struct Plan {
+    /// Its number.
+    pub(crate) id: u64,
+    /// Its name.
+    pub(crate) name: String,
+    /// What the user wants.
+    pub(crate) options: ContainerOptions,
+    /// Its nodes, this one first.
+    pub(crate) members: Vec<(u16, String)>,
+    /// Its folder.
+    pub(crate) folder: OwnedFolder,
+    /// First program, for lists.
+    pub(crate) command: String,
+    /// Environment that later programs find, too.
+    pub(crate) environment: Vec<Text>,
+    /// User of the first program; a container of an ordinary user has only this one.
+    pub(crate) user: Option<String>,
+    /// Tells the user.
+    pub(crate) notify: Notify,
+}
+
+/// See the module.
+pub(crate) struct Home {
+    host: Arc<Host>,
+    description: Arc<Description>,
+    part: Part,
+    files: Arc<FileService>,
+    clients: Arc<Clients>,
+    manager: Arc<ManagerService>,
+    /// Other nodes whose part is there.
+    others: Mutex<BTreeSet<u16>>,
+    folder: Mutex<Option<OwnedFolder>>,
+    image_root: PathBuf,
+    info: ContainerInfo,
+    environment: Vec<Text>,
+    notify: Notify,
+    warnings: Vec<String>,
+    started: Instant,
+    ended: Mutex<Option<Statistics>>,
+}
+
+impl Home {
+    /// Makes a container on all its nodes. When that fails nothing is left on any.
+    ///
+    /// # Errors
+    /// A sentence about what failed, and where.
+    pub(crate) fn make(host: &Arc<Host>, plan: Plan) -> Result<Arc<Home>, Failure> {
+        let Plan { id, name, options, members, folder, command, environment, user, notify } = plan;
+        let node = host.node();
+        let arrived = (clock::monotonic(), clock::boot());
+        let image_root = match &options.image {
+            ImageOption::Host => PathBuf::from("/"),
+            ImageOption::Directory(path) => path.clone(),
+        };
+        let identity = users::resolve(user.as_deref(), &image_root)?;
+        let failed =
+            |error: &dyn std::fmt::Display| Failure::new(format!("container {name}: {error}"));
+        let dc = host.dvk().dc(DcId(id), NodeId(node));
+        let nodes: Vec<NodeId> = members.iter().map(|(node, _)| NodeId(*node)).collect();
+        dc.restrict(&nodes);
+        let clients = Arc::new(Clients::default());
+        let files = FileService::start(
+            &options,
+            &folder.path,
+            (identity.uid, identity.gid),
+            &name,
+            Arc::clone(&clients),
+        )?;
+        let files = Arc::new(files);
+        let fs = dc.bind("fs").map_err(|error| failed(&error))?;
+        files.serve(&fs);
+        clients.post_from(fs.clone());
+        let manager = ManagerService::new();
+        let pm = dc.bind("pm").map_err(|error| failed(&error))?;
+        serve_manager(&pm, &manager);
+        let description = Arc::new(Description {
+            id,
+            name: name.clone(),
+            home: node,
+            members: members.clone(),
+            policy: options.placement,
+            hostname: options.hostname.clone().unwrap_or_else(|| name.clone()),
+            network: options.network,
+            millicpus: options.millicpus,
+            memory: options.memory,
+            pids: options.pids,
+            single: (identity.uid, identity.gid),
+            clocks: arrived,
+            files: fs.address(),
+            manager: pm.address(),
+        });
+        // The others build while this node does.
+        let others: Vec<u16> =
+            members.iter().map(|(member, _)| *member).filter(|member| *member != node).collect();
+        let joining = host.ask_all(&others, JOIN_PATIENCE, || {
+            Call::Join(Box::new(Description {
+                clocks: (clock::monotonic(), clock::boot()),
+                ..(*description).clone()
+            }))
+        });
+        let client_id = ClientId { node, incarnation: host.dvk().incarnation() };
+        let part = Client::connect(files.local(), client_id, ClientOptions::default())
+            .map_err(|error| failed(&error))
+            .and_then(|client| {
+                let deliver = Arc::clone(&client);
+                clients.local(client_id, Box::new(move |notice| deliver.deliver(notice)));
+                let incarnation = host.dvk().incarnation();
+                let way = Way::Here(Arc::clone(&manager));
+                Part::build(Site {
+                    node,
+                    description: Arc::clone(&description),
+                    dc: dc.clone(),
+                    client,
+                    manager: Arc::new(ManagerClient::new(node, incarnation, way)),
+                    millicpus: host.millicpus(),
+                    own_clock_offset: host.own_clock_offset(),
+                    arrived,
+                })
+            });
+        let joined = joining.wait();
+        let result = part.and_then(|part| {
+            let gathered = gather(host, &joined, &part);
+            gathered.map(|(parts, warnings)| (part, parts, warnings))
+        });
+        let (part, parts, warnings) = match result {
+            Ok(built) => built,
+            Err(failure) => {
+                // Also those that did not answer: their answer may come too late.
+                host.ask_all(&others, LEAVE_PATIENCE, || Call::Leave { dc: id }).wait();
+                files.stop();
+                dc.close();
+                folder.remove();
+                return Err(failure);
+            }
+        };
+        let info = ContainerInfo {
+            name: name.clone(),
+            id: format!("{id:x}"),
+            nodes: members.iter().map(|(_, name)| name.clone()).collect(),
+            image: match &options.image {
+                ImageOption::Host => "host".into(),
+                ImageOption::Directory(path) => path.display().to_string(),
+            },
+            placement: options.placement.to_string(),
+            command,
+            created: u64::try_from(clock::real() / 1_000_000_000).unwrap_or(0),
+        };
+        let home = Arc::new(Home {
+            host: Arc::clone(host),
+            description,
+            part,
+            files,
+            clients,
+            manager,
+            others: Mutex::new(others.iter().copied().collect()),
+            folder: Mutex::new(Some(folder)),
+            image_root,
+            info,
+            environment,
+            notify,
+            warnings,
+            started: Instant::now(),
+            ended: Mutex::new(None),
+        });
+        if let Err(failure) = home.begin(&pm, &parts, &others) {
+            home.end();
+            return Err(failure);
+        }
+        Ok(home)
+    }
+
+    /// Introduces all parts to each other.
+    fn begin(
+        &self,
+        pm: &dvs_dvk::Endpoint,
+        parts: &[(u16, PartAddresses)],
+        others: &[u16],
+    ) -> Result<(), Failure> {
+        self.part.begin(parts);
+        let dc = self.description.id;
+        let call = || Call::Begin { dc, parts: parts.to_vec() };
+        for (node, answer) in self.host.ask_all(others, JOIN_PATIENCE, call).wait() {
+            match answer {
+                Ok(Answer::Done) => {}
+                other => return Err(self.host.failure(node, &other)),
+            }
+        }
+        let poster = Poster::new(pm.clone(), Lane::Small);
+        let mut members: BTreeMap<u16, Listener> = parts
+            .iter()
+            .map(|(node, part)| (*node, remote_listener(Arc::clone(&poster), part.member)))
+            .collect();
+        members.insert(self.host.node(), self.part.listener());
+        self.manager.begin(members);
+        Ok(())
+    }
+
+    /// For lists.
+    pub(crate) fn info(&self) -> ContainerInfo {
+        self.info.clone()
+    }
+
+    /// What the user should know although it works.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        self.warnings.clone()
+    }
+
+    /// Starts a program; the first one's end is the container's.
+    ///
+    /// # Errors
+    /// Why it did not start.
+    pub(crate) fn start(
+        self: &Arc<Self>,
+        options: &ProgramOptions,
+        descriptors: Vec<OwnedFd>,
+        first: bool,
+    ) -> Result<(Arc<Running>, Option<OwnedFd>), Failure> {
+        let identity = users::resolve(options.user.as_deref(), &self.image_root)?;
+        let single = dvs_sys::process::effective_ids().0 != 0;
+        if single && (identity.uid, identity.gid) != self.description.single {
+            return Err(Failure::new(format!(
+                "this container has one user ({}:{} inside), because you are not root: it cannot run a program as {}:{}",
+                self.description.single.0, self.description.single.1, identity.uid, identity.gid
+            )));
+        }
+        let base = if first { &[][..] } else { &self.environment };
+        let spec = program::launch_spec(options, base, &identity, !single)?;
+        let outside = |id: u32| self.part.ids.outside(id).unwrap_or(id);
+        let owner = (outside(identity.uid), outside(identity.gid));
+        let (descriptors, master) = match options.terminal {
+            Some(size) => {
+                let (master, slaves) = super::files::open_terminal(self.part.init(), size, owner)?;
+                (slaves, Some(master))
+            }
+            None => (fit_standard(descriptors, owner)?, None),
+        };
+        let program = self
+            .part
+            .personality
+            .run_program(spec, descriptors)
+            .map_err(|failure| program::not_started(options, failure))?;
+        let home = Arc::clone(self);
+        Ok((Arc::new(Running { home, program, first }), master))
+    }
+
+    /// All processes, from all nodes.
+    pub(crate) fn processes(&self) -> Vec<ProcessInfo> {
+        let mut all = self.part.processes(&|node| self.name_of(node));
+        let others: Vec<u16> = self.others().iter().copied().collect();
+        let dc = self.description.id;
+        let asked = self.host.ask_all(&others, LEAVE_PATIENCE, || Call::Processes { dc });
+        for (node, answer) in asked.wait() {
+            match answer {
+                Ok(Answer::Processes(list)) => all.extend(list),
+                other => log::warn!("{}", self.host.failure(node, &other)),
+            }
+        }
+        all
+    }
+
+    fn name_of(&self, node: u16) -> String {
+        let member = self.description.members.iter().find(|(member, _)| *member == node);
+        member.map_or_else(|| format!("node {node}"), |(_, name)| name.clone())
+    }
+
+    fn others(&self) -> std::sync::MutexGuard<'_, BTreeSet<u16>> {
+        self.others.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A node is gone, if it was part of this.
+    pub(crate) fn node_lost(&self, node: u16) {
+        if !self.others().remove(&node) {
+            return;
+        }
+        log::warn!("container {}: node {node} is lost", self.info.name);
+        for client in self.clients.forget_node(node) {
+            self.files.client_gone(client);
+        }
+        // The manager tells every part that is left, this node's too.
+        self.manager.node_lost(node);
+        (self.notify)(format!(
+            "node {} was lost: programs that ran there ended as killed (137); the container goes on without it",
+            self.name_of(node)
+        ));
+    }
+
+    /// Ends the container everywhere; what it did. Bounded, and done once: later callers wait for the
+    /// first.
+    pub(crate) fn end(&self) -> Statistics {
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(statistics) = ended.as_ref() {
+            return statistics.clone();
+        }
+        let wall = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let others: Vec<u16> = self.others().iter().copied().collect();
+        let dc = self.description.id;
+        let leaving = self.host.ask_all(&others, LEAVE_PATIENCE, || Call::Leave { dc });
+        let mut parts = BTreeMap::from([(self.host.node(), self.part.end())]);
+        for (node, answer) in leaving.wait() {
+            match answer {
+                Ok(Answer::Left(statistics)) => {
+                    parts.insert(node, statistics);
+                }
+                other => log::warn!("{}", self.host.failure(node, &other)),
+            }
+        }
+        self.files.stop();
+        self.host.dvk().dc(DcId(dc), NodeId(self.host.node())).close();
+        let folder = self.folder.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(folder) = folder {
+            folder.remove();
+        }
+        let statistics = self.sum(&parts, wall);
+        *ended = Some(statistics.clone());
+        log::info!("container {} is gone", self.info.name);
+        statistics
+    }
+
+    fn sum(&self, parts: &BTreeMap<u16, PartStatistics>, wall_microseconds: u64) -> Statistics {
+        let mut stayed: BTreeMap<String, u64> = BTreeMap::new();
+        for (reason, count) in parts.values().flat_map(|part| &part.stayed) {
+            *stayed.entry(reason.clone()).or_default() += count;
+        }
+        let mut stayed: Vec<(String, u64)> = stayed.into_iter().collect();
+        stayed.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        let nodes = self
+            .description
+            .members
+            .iter()
+            .map(|(id, name)| {
+                let part = parts.get(id).cloned().unwrap_or_default();
+                NodeStatistics {
+                    id: *id,
+                    name: name.clone(),
+                    placed: part.received,
+                    stayed: part.stayed.iter().map(|(_, count)| count).sum(),
+                }
+            })
+            .collect();
+        Statistics { nodes, stayed, wall_microseconds }
+    }
+}
+
+/// The parts' endpoints and warnings, or the first failure.
+fn gather(
+    host: &Host,
+    joined: &[(u16, Result<Answer, String>)],
+    own: &Part,
+) -> Result<(Vec<(u16, PartAddresses)>, Vec<String>), Failure> {
+    let mut parts = vec![(host.node(), own.addresses)];
+    let mut all = own.warnings.clone();
+    for (node, answer) in joined {
+        match answer {
+            Ok(Answer::Joined { addresses, warnings }) => {
+                parts.push((*node, *addresses));
+                // The nodes of one machine say the same.
+                all.extend(warnings.iter().filter(|text| !own.warnings.contains(text)).cloned());
+            }
+            other => return Err(host.failure(*node, other)),
+        }
+    }
+    Ok((parts, all))
+}
+
+fn serve_manager(endpoint: &dvs_dvk::Endpoint, manager: &Arc<ManagerService>) {
+    let manager = Arc::clone(manager);
+    endpoint.set_handler(move |message| {
+        let source = message.source.node.0;
+        match super::messages::decode::<dvs_pm::messages::Request>(&message.body) {
+            Ok(request) if request.client.node == source => {
+                if let Some(answer) = manager.ask(request) {
+                    message.reply(super::messages::encode(&answer));
+                }
+            }
+            Ok(request) => log::error!("node {source} speaks for node {}", request.client.node),
+            Err(error) => log::error!("a question to the process manager: {error}"),
+        }
+    });
+}
+
+/// A program that a user started.
+pub(crate) struct Running {
+    home: Arc<Home>,
+    program: ProgramRef,
+    /// The container ends with it.
+    first: bool,
+}
+
+impl Running {
+    /// Pid inside.
+    pub(crate) fn pid(&self) -> u32 {
+        self.program.pid
+    }
+}
+
+impl Program for Running {
+    fn signal(&self, signal: i32, group: bool) {
+        let sent = self.home.part.personality.signal_program(&self.program, signal, group);
+        log::debug!("signal {signal} to {}: {sent:?}", self.program.pid);
+    }
+
+    fn wait(&self) -> Ended {
+        let ended = self.program.wait();
+        let how = EndedHow::of_status(ended.status);
+        let statistics = self.first.then(|| {
+            let statistics = self.home.end();
+            self.home.host.forget(&self.home.info.name);
+            statistics
+        });
+        Ended { how, statistics }
+    }
+
+    fn end_now(&self) {
+        if self.first {
+            self.home.end();
+        } else {
+            self.signal(libc::SIGKILL, true);
+        }
+    }
+
+    fn abandon(&self) {
+        if self.program.ended().is_none() {
+            self.end_now();
+        }
+    }
+}

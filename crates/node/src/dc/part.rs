@@ -1,0 +1,388 @@
+//! One node's part of a container: sandbox, file tree, carrier and personality, and their endpoints.
+//!
+//! | endpoint | at | speaks |
+//! |---|---|---|
+//! | `fs` | home | file-system protocol (calls), and to clients (posts) |
+//! | `pm` | home | process manager (calls) |
+//! | `fs-client@N` | every node but home | receives recalls |
+//! | `linux@N` | every node | personality: calls and posts |
+//! | `carry@N` | every node | streams and open files of placed programs (posts) |
+//! | `member@N` | every node | hears from the process manager (posts) |
+
+use super::adapters::{AttachPort, TreeHooks};
+use super::links::{CarryLinks, Directory, LinuxLinks};
+use super::manager::{Listener as NoticeListener, ManagerClient};
+use super::messages::{Description, PartAddresses, PartStatistics};
+use crate::protocol::{Failure, NetworkOption, ProcessInfo};
+use dvs_carry::{Carrier, CarrierConfig, CarryMessage, IdMap, IdRange};
+use dvs_container::{
+    ClockOffsets, Container, ContainerEvent, ContainerSpec, IdMapping, KeeperProgram, Limits,
+    Network, RootSpec,
+};
+use dvs_dvk::{Dc, Endpoint, Message, MessageKind};
+use dvs_fs_client::{Client, Mount, MountHandle, MountOptions};
+use dvs_linux::adapters::ContainerLauncher;
+use dvs_linux::{Config, Parts, Personality, Place};
+use dvs_pm::messages::Notice;
+use dvs_sys::{clock, process};
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::Duration;
+
+/// First host id of the ranges that containers of a root daemon map to: a part of the id space that
+/// nobody else gives out (systemd's UIDS-GIDS.md calls it unused).
+const FIRST_ID: u32 = 0x7000_0000;
+/// How many such ranges there are.
+const ID_RANGES: u64 = 4000;
+/// Ids of one container.
+const IDS: u32 = 65_536;
+/// How long the file tree's threads may take to end after the container did.
+const UNMOUNT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What a part is built from.
+pub(crate) struct Site {
+    /// This node.
+    pub(crate) node: u16,
+    /// What the container is.
+    pub(crate) description: Arc<Description>,
+    /// Its endpoints.
+    pub(crate) dc: Dc,
+    /// The file-system client of this node.
+    pub(crate) client: Arc<Client>,
+    /// The way to the process manager.
+    pub(crate) manager: Arc<ManagerClient>,
+    /// CPUs of this node, thousandths.
+    pub(crate) millicpus: u32,
+    /// What this daemon's own clocks are ahead of the host's, nanoseconds.
+    pub(crate) own_clock_offset: i64,
+    /// `CLOCK_MONOTONIC` and `CLOCK_BOOTTIME` here when the description arrived.
+    pub(crate) arrived: (i64, i64),
+}
+
+/// See the module.
+pub(crate) struct Part {
+    pub(crate) description: Arc<Description>,
+    pub(crate) addresses: PartAddresses,
+    pub(crate) warnings: Vec<String>,
+    pub(crate) personality: Arc<Personality>,
+    pub(crate) ids: IdMap,
+    node: u16,
+    dc: Dc,
+    container: Container,
+    mount: Option<MountHandle>,
+    client: Arc<Client>,
+    carrier: Arc<Carrier>,
+    linux_directory: Arc<Directory>,
+    carry_directory: Arc<Directory>,
+    endpoints: Vec<Endpoint>,
+    member: NoticeListener,
+    ended: Mutex<Option<PartStatistics>>,
+}
+
+impl Part {
+    /// Builds it. When that fails nothing is left.
+    ///
+    /// # Errors
+    /// A sentence about the step that failed.
+    pub(crate) fn build(site: Site) -> Result<Part, Failure> {
+        let Site { node, description, dc, client, manager, .. } = &site;
+        let failed = |what: &str, error: &dyn std::fmt::Display| {
+            Failure::new(format!("container {}: {what}: {error}", description.name))
+        };
+        let block = manager.join(site.millicpus).map_err(|error| failed("joining it", &error))?;
+        let bind = |service: &str| {
+            dc.bind(&format!("{service}@{node}")).map_err(|error| failed("its endpoints", &error))
+        };
+        let (linux, carry, member) = (bind("linux")?, bind("carry")?, bind("member")?);
+        let addresses = PartAddresses {
+            linux: linux.address(),
+            carry: carry.address(),
+            member: member.address(),
+        };
+        let exec_cookie = exec_cookie();
+        let spec = container_spec(&site, block.first, exec_cookie);
+        let program = KeeperProgram::own().map_err(|error| failed("its keeper", &error))?;
+        let hooks = Arc::new(TreeHooks::default());
+        let late: Arc<OnceLock<Weak<Personality>>> = Arc::default();
+        let mut mounted = None;
+        let (mount_client, mount_hooks) = (Arc::clone(client), Arc::clone(&hooks));
+        let events = Arc::clone(&late);
+        let container = Container::start(
+            &spec,
+            &program,
+            |fd| {
+                let options = MountOptions::default();
+                mounted = Some(Mount::serve(fd, mount_client, mount_hooks, options));
+            },
+            Box::new(move |event| {
+                let Some(personality) = events.get().and_then(Weak::upgrade) else { return };
+                match event {
+                    ContainerEvent::Program(event) => personality.launcher_event(&event),
+                    ContainerEvent::Gone => personality.container_gone(),
+                }
+            }),
+        )
+        .map_err(|error| failed("building it", &error))?;
+        let mount = match mounted {
+            Some(Ok(mount)) => Some(mount),
+            Some(Err(error)) => return Err(failed("its file tree", &error)),
+            None => None,
+        };
+        let ids = id_map(&spec.users);
+        let carry_directory = Arc::new(Directory::default());
+        let linux_directory = Arc::new(Directory::default());
+        let config = CarrierConfig {
+            node: *node,
+            multiplexer: format!("/proc/{}/root/dev/pts/ptmx", container.init).into(),
+            uids: ids.clone(),
+            gids: id_map(&spec.groups),
+        };
+        let links = Arc::new(CarryLinks::new(carry.clone(), Arc::clone(&carry_directory)));
+        let attacher = Arc::new(AttachPort(Arc::clone(client)));
+        let carrier = Carrier::start(config, links, attacher)
+            .map_err(|error| failed("its carrier", &error))?;
+        let carrier = Arc::new(carrier);
+        let listener = container
+            .listener
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(|error| failed("its listener", &error))?;
+        let personality = Personality::start(
+            Config {
+                node: *node,
+                // One more than what an earlier life of this node can have given.
+                first_placement: u64::try_from(clock::real()).unwrap_or(1),
+                policy: description.policy,
+                exec_cookie,
+            },
+            Parts {
+                listener: listener.into(),
+                init: container.init,
+                launcher: Arc::new(ContainerLauncher {
+                    launcher: container.launcher.clone(),
+                    init: container.init,
+                    launcher_pid: container.launcher_pid,
+                }),
+                carry: Arc::clone(&carrier) as Arc<dyn dvs_linux::ports::Carry>,
+                peers: Arc::new(LinuxLinks::new(linux.clone(), Arc::clone(&linux_directory))),
+                pids: Arc::clone(manager) as Arc<dyn dvs_linux::ports::Pids>,
+                files: Arc::new(dvs_linux::files::NoFiles),
+            },
+        )
+        .map_err(|error| failed("its personality", &error))?;
+        personality.block_leased(block, *node);
+        // Nothing happens in the container before the first program.
+        let _ = late.set(Arc::downgrade(&personality));
+        let _ = hooks.0.set(Arc::downgrade(&personality));
+        let member_listener = listen(&personality, &carrier, &linux, &carry, &member);
+        log::debug!("part of {} on node {node}: pid 1 is {}", description.name, container.init);
+        Ok(Part {
+            addresses,
+            warnings: container.warnings.clone(),
+            personality,
+            ids,
+            node: *node,
+            dc: dc.clone(),
+            mount,
+            client: Arc::clone(client),
+            carrier,
+            linux_directory,
+            carry_directory,
+            endpoints: vec![linux, carry, member],
+            member: member_listener,
+            ended: Mutex::new(None),
+            description: Arc::clone(description),
+            container,
+        })
+    }
+
+    /// All parts are there, at these endpoints.
+    pub(crate) fn begin(&self, parts: &[(u16, PartAddresses)]) {
+        let others = || parts.iter().filter(|(node, _)| *node != self.node);
+        let linux: BTreeMap<_, _> = others().map(|(node, part)| (*node, part.linux)).collect();
+        let carry = others().map(|(node, part)| (*node, part.carry)).collect();
+        self.linux_directory.learn(linux);
+        self.carry_directory.learn(carry);
+    }
+
+    /// Hears from the process manager when that is on the same node.
+    pub(crate) fn listener(&self) -> NoticeListener {
+        Arc::clone(&self.member)
+    }
+
+    /// A node is gone.
+    pub(crate) fn node_lost(&self, node: u16) {
+        self.personality.node_lost(node);
+    }
+
+    /// The processes of this part.
+    pub(crate) fn processes(&self, name_of: &dyn Fn(u16) -> String) -> Vec<ProcessInfo> {
+        let shown = |process: dvs_linux::ProcessInfo| ProcessInfo {
+            container: self.description.name.clone(),
+            pid: process.pid,
+            parent: process.parent,
+            node: name_of(process.node),
+            user: process.user,
+            state: process.state,
+            cpu_microseconds: 0,
+            command: process.command,
+            why: match process.place {
+                Place::From(home) => format!("placed by {}", name_of(home)),
+                Place::Here(Some(reason)) => reason.to_string(),
+                Place::Here(None) => "never executed anything".into(),
+            },
+        };
+        self.personality.processes().into_iter().map(shown).collect()
+    }
+
+    /// Pid 1 of the container, seen from here.
+    pub(crate) fn init(&self) -> u32 {
+        self.container.init
+    }
+
+    /// Ends everything of it on this node; what it did. Bounded, and done once.
+    pub(crate) fn end(&self) -> PartStatistics {
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(statistics) = ended.as_ref() {
+            return statistics.clone();
+        }
+        let statistics = statistics(&self.personality);
+        if let Err(error) = self.container.end() {
+            log::error!("container {}: {error}", self.description.name);
+        }
+        self.personality.container_gone();
+        self.personality.stop();
+        self.carrier.stop();
+        if !self.mount.as_ref().is_none_or(|mount| mount.wait(UNMOUNT_PATIENCE)) {
+            log::error!("container {}: its file tree is still used", self.description.name);
+        }
+        self.client.goodbye();
+        self.endpoints.iter().for_each(Endpoint::close);
+        if self.description.home != self.node {
+            self.dc.close();
+        }
+        *ended = Some(statistics.clone());
+        statistics
+    }
+}
+
+fn statistics(personality: &Personality) -> PartStatistics {
+    let counts = personality.statistics();
+    PartStatistics {
+        received: counts.received,
+        stayed: counts.stayed.iter().map(|(reason, count)| (reason.to_string(), *count)).collect(),
+    }
+}
+
+/// Connects the endpoints to what serves them; returns the listener for the manager's notices.
+fn listen(
+    personality: &Arc<Personality>,
+    carrier: &Arc<Carrier>,
+    linux: &Endpoint,
+    carry: &Endpoint,
+    member: &Endpoint,
+) -> NoticeListener {
+    let weak = Arc::downgrade(personality);
+    linux.set_handler(move |mut message: Message| {
+        let Some(personality) = weak.upgrade() else { return };
+        let from = message.source.node.0;
+        match message.take_reply() {
+            Some(reply) => {
+                personality.handle_call(
+                    from,
+                    &message.body,
+                    Box::new(move |body| reply.reply(body)),
+                );
+            }
+            None => personality.handle_post(from, &message.body),
+        }
+    });
+    let weak = Arc::downgrade(carrier);
+    carry.set_handler(move |message| {
+        let Some(carrier) = weak.upgrade() else { return };
+        match CarryMessage::decode(&message.body) {
+            Ok(decoded) => carrier.deliver(message.source.node.0, decoded),
+            Err(error) => log::error!("a carrier's message: {error}"),
+        }
+    });
+    let weak = Arc::downgrade(personality);
+    let listener: NoticeListener = Arc::new(move |notice| {
+        if let Some(personality) = weak.upgrade() {
+            hear(&personality, &notice);
+        }
+    });
+    let from_elsewhere = Arc::clone(&listener);
+    member.set_handler(move |message| {
+        if message.kind != MessageKind::Post {
+            return;
+        }
+        match super::messages::decode::<Notice>(&message.body) {
+            Ok(notice) => from_elsewhere(notice),
+            Err(error) => log::error!("the process manager: {error}"),
+        }
+    });
+    listener
+}
+
+fn hear(personality: &Arc<Personality>, notice: &Notice) {
+    log::trace!("the process manager says {notice:?}");
+    match notice {
+        Notice::Joined(member) => personality.node_load(member.client.node, member.load),
+        Notice::Gone(client) => personality.node_lost(client.node),
+        Notice::Leased(block, node) => personality.block_leased(*block, *node),
+        Notice::Load(node, load) => personality.node_load(*node, *load),
+    }
+}
+
+fn exec_cookie() -> u32 {
+    // Guessing it gains a guest nothing: traps are for semantics, not for protection.
+    u32::try_from(crate::folders::fresh_number(7) >> 33).unwrap_or(1) | 1
+}
+
+fn container_spec(site: &Site, first_pid: u32, exec_cookie: u32) -> ContainerSpec {
+    let description = &site.description;
+    let name = format!("dvs-{:x}-{}", description.id, site.node);
+    let mut spec = ContainerSpec::new(&name, RootSpec::Bind { path: "/".into(), writable: false });
+    let (uid, gid) = process::effective_ids();
+    spec = if uid == 0 {
+        let range = u32::try_from(description.id % ID_RANGES).unwrap_or(0);
+        spec.with_id_range(FIRST_ID + range * IDS)
+    } else {
+        spec.with_single_id(description.single, (uid, gid))
+    };
+    spec.hostname.clone_from(&description.hostname);
+    spec.network = match description.network {
+        NetworkOption::None => Network::Loopback,
+        NetworkOption::Host => Network::Host,
+    };
+    spec.limits = Limits {
+        milli_cpus: description.millicpus,
+        memory: description.memory,
+        pids: description.pids.map(u64::from),
+    };
+    let passed = |now: i64, arrived: i64| now - arrived;
+    let (monotonic, boot) = (clock::monotonic(), clock::boot());
+    // The container's clock now is what it was when the description was sent, and what passed since
+    // it arrived; offsets are against the host's clocks, not this daemon's.
+    let offset = |sent: i64, now: i64, arrived: i64| {
+        sent + passed(now, arrived) - now + site.own_clock_offset
+    };
+    spec.clocks = ClockOffsets {
+        monotonic: offset(description.clocks.0, monotonic, site.arrived.0),
+        boot: offset(description.clocks.1, boot, site.arrived.1),
+    };
+    spec.first_pid = Some(first_pid);
+    spec.traps = dvs_linux::traps::numbers();
+    spec.exec_cookie = exec_cookie;
+    spec
+}
+
+fn id_map(ranges: &[IdMapping]) -> IdMap {
+    let range = |range: &IdMapping| IdRange {
+        inside: range.inside,
+        outside: range.outside,
+        count: range.count,
+    };
+    IdMap::new(ranges.iter().map(range).collect())
+}
