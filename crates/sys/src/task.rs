@@ -117,15 +117,32 @@ impl TaskMemory {
         Ok(strings)
     }
 
-    fn pointer(&mut self, address: u64) -> Result<u64> {
-        let mut bytes = [0; 8];
-        for (index, byte) in bytes.iter_mut().enumerate() {
-            let at = address
-                .checked_add(index as u64)
+    /// `length` bytes.
+    ///
+    /// # Errors
+    /// `EFAULT` for memory that is not there.
+    pub fn bytes(&mut self, address: u64, length: usize) -> Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(length);
+        let mut at = address;
+        while bytes.len() < length {
+            let offset = (at % PAGE as u64) as usize;
+            let count = (PAGE - offset).min(length - bytes.len());
+            bytes.extend_from_slice(&self.page_of(at)?[offset..offset + count]);
+            at = at
+                .checked_add(count as u64)
                 .ok_or(SysError::new("process_vm_readv", libc::EFAULT))?;
-            *byte = self.page_of(at)?[(at % PAGE as u64) as usize];
         }
-        Ok(u64::from_ne_bytes(bytes))
+        Ok(bytes)
+    }
+
+    fn pointer(&mut self, address: u64) -> Result<u64> {
+        let offset = (address % PAGE as u64) as usize;
+        if let Some(bytes) = self.page_of(address)?[offset..].first_chunk() {
+            return Ok(u64::from_ne_bytes(*bytes));
+        }
+        // It lies across the end of the page.
+        let bytes = self.bytes(address, 8)?;
+        Ok(bytes.first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes)))
     }
 }
 
@@ -376,6 +393,24 @@ pub fn duplicate_descriptor(process: &impl AsFd, number: i32) -> Result<OwnedFd>
         check("pidfd_getfd", unsafe { libc::syscall(libc::SYS_pidfd_getfd, process, number, 0) })?;
     // SAFETY: the call has just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(copy as i32) })
+}
+
+/// Whether a socket is one of streams (`SO_TYPE`).
+#[must_use]
+pub fn is_stream_socket(socket: &impl AsFd) -> bool {
+    let mut kind: libc::c_int = 0;
+    let mut length = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the option's value is an int, and the length says so.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_TYPE,
+            (&raw mut kind).cast(),
+            &raw mut length,
+        )
+    };
+    result == 0 && kind == libc::SOCK_STREAM
 }
 
 /// Resource limits of a process: (`RLIMIT_*`, soft, hard).

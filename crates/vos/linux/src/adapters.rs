@@ -2,7 +2,7 @@
 
 use crate::ports::{Carry, Done, Launch, LaunchFailure, Launched};
 use dvs_carry::{
-    Carrier, CarriedDescriptor, InheritedDescriptor, LocalDescriptor, ProgramKey, Refusal,
+    CarriedDescriptor, Carrier, InheritedDescriptor, LocalDescriptor, ProgramKey, Refusal,
 };
 use dvs_container::Launcher;
 use dvs_container::launch::{LaunchId, LaunchSpec, SignalSender};
@@ -53,8 +53,12 @@ impl Launch for ContainerLauncher {
         self.launcher.aim_pids(next).map(|_| ())
     }
 
+    fn process(&self) -> u32 {
+        self.launcher_pid
+    }
+
     fn processes(&self) -> Vec<(u32, u32)> {
-        dvs_container::processes_of(self.init, self.launcher_pid).unwrap_or_default()
+        dvs_container::pids::of_container(self.init, self.launcher_pid).unwrap_or_default()
     }
 }
 
@@ -90,11 +94,9 @@ impl Carry for Carrier {
         program: ProgramKey,
         descriptors: Vec<CarriedDescriptor>,
     ) -> Result<Vec<LocalDescriptor>, i32> {
-        self.importer().import(from, program, descriptors).map_err(|error| {
-            match error {
-                dvs_carry::ImportError::Failed { error, .. } => error.errno,
-                _ => libc::EPROTO,
-            }
+        self.importer().import(from, program, descriptors).map_err(|error| match error {
+            dvs_carry::ImportError::Failed { error, .. } => error.errno,
+            _ => libc::EPROTO,
         })
     }
 
@@ -103,7 +105,7 @@ impl Carry for Carrier {
     }
 
     fn body_ended(&self, program: ProgramKey) {
-        self.importer().body_ended(program);
+        self.importer().body_ended(program, || ());
     }
 
     fn node_gone(&self, node: u16) {

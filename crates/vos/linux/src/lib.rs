@@ -21,7 +21,7 @@
 
 #![forbid(unsafe_code)]
 
-// pub mod adapters;
+pub mod adapters;
 pub mod core;
 pub mod files;
 pub mod ids;

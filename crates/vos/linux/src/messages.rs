@@ -4,6 +4,7 @@
 //! another version, over the bound or with bytes left over is an error, never a partial value.
 
 use crate::core::Placement;
+use crate::core::sharing::Thing;
 use dvs_carry::CarriedDescriptor;
 use dvs_container::launch::{LaunchSpec, MAX_STRINGS, SignalSender};
 use serde::de::DeserializeOwned;
@@ -195,6 +196,8 @@ pub enum Note {
         /// Which.
         placement: Placement,
     },
+    /// A program of the sending node shares something.
+    Shares(Thing),
     /// Answer to [`Note::StopAsked`]: the program was stopped (true), or has got the signal.
     StopAnswer {
         /// Which.

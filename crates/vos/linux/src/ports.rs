@@ -69,6 +69,9 @@ pub trait Launch: Send + Sync {
         passed: Vec<OwnedFd>,
     ) -> Result<Launched, LaunchFailure>;
 
+    /// The launcher's own pid, outside: parent of what it starts.
+    fn process(&self) -> u32;
+
     /// The processes of the container: pid outside, pid inside.
     fn processes(&self) -> Vec<(u32, u32)>;
 

@@ -1,5 +1,5 @@
 //! The decisions of placement at exec, without any input or output: what the home of a program
-//! ([`home`]) and the node that runs it ([`away`]) do on each event.
+//! ([`home`]) and the node that runs it ([`away`]) do on each event, and what keeps programs together that share something ([`sharing`]).
 //!
 //! The two sides speak a prepare-and-commit protocol: a program is prepared (held before its first
 //! instruction), its caller becomes a ghost, the ghost's first report is the commit, only then the
@@ -9,6 +9,7 @@
 
 pub mod away;
 pub mod home;
+pub mod sharing;
 
 #[cfg(test)]
 mod simulation;

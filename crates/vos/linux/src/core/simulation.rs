@@ -35,7 +35,7 @@ impl Random {
     }
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 enum Happening {
     AtHome(home::Event),
     AtAway(away::Event),
@@ -87,9 +87,9 @@ impl World {
         if self.bad_network && self.random.chance(15) {
             return;
         }
-        self.after(60, what.clone());
+        self.after(60, *what);
         if self.bad_network && self.random.chance(10) {
-            self.after(400, what.clone());
+            self.after(400, *what);
         }
     }
 

@@ -46,13 +46,13 @@ pub(crate) struct Caller {
 impl Personality {
     /// Converts a caller. Must run to its end on one thread, whose only tracee this is.
     pub(crate) fn convert(&self, caller: &Caller) -> Conversion {
-        match self.begin(caller) {
+        match self.prepare_caller(caller) {
             Ok(descriptor) => self.carry_through(caller, descriptor),
             Err(_) => Conversion::Own,
         }
     }
 
-    fn begin(&self, caller: &Caller) -> Result<i32, SysError> {
+    fn prepare_caller(&self, caller: &Caller) -> Result<i32, SysError> {
         ptrace::seize(caller.thread, ptrace::OPTION_EXEC | ptrace::OPTION_SYSCALL_GOOD)?;
         let added = self.listener.add_descriptor(caller.call, self.ghost.as_fd(), None, true);
         let prepared = added.and_then(|descriptor| {

@@ -11,6 +11,7 @@ use crate::ports::PeerError;
 use crate::reason::Reason;
 use dvs_carry::Carried;
 use dvs_container::launch::SessionSpec;
+use dvs_pm::placement::Policy;
 use dvs_sys::seccomp::Notification;
 use dvs_sys::task::TaskStatus;
 use std::sync::Arc;
@@ -34,7 +35,18 @@ impl Personality {
             return true;
         }
         let now = self.now();
-        let node = {
+        let together = self.sharing.lock().unwrap().together();
+        let node = if let Some(node) = together
+            && self.config.policy != Policy::Home
+        {
+            if node == self.config.node {
+                self.counters.stayed(call.pid, Reason::Sharing);
+                let _ = self.listener.proceed(call.id);
+                return true;
+            }
+            self.placement.lock().unwrap().count(node, now);
+            node
+        } else {
             let mut placement = self.placement.lock().unwrap();
             if placement.nodes().nth(1).is_none() {
                 self.config.node
@@ -88,6 +100,9 @@ impl Personality {
         let status = TaskStatus::read(call.pid).map_err(|_| Reason::Failed)?;
         if self.bodies.lock().unwrap().is_body(status.process) {
             return Err(Reason::Placed);
+        }
+        if self.is_pinned(status.process) {
+            return Err(Reason::Pinned);
         }
         image::read(call, &status, baseline, &*self.files)
     }

@@ -15,11 +15,13 @@ pub(crate) mod peers;
 pub(crate) mod pids;
 pub(crate) mod programs;
 pub(crate) mod reception;
+pub(crate) mod shared;
 pub(crate) mod signals;
 
 use crate::core::Placement;
 use crate::core::away::{Away, Key};
 use crate::core::home::{Command, Event, Home};
+use crate::core::sharing::Sharing;
 use crate::files::Files;
 use crate::image::Baseline;
 use crate::messages::{Note, encode};
@@ -89,7 +91,7 @@ pub struct Personality {
     pub(crate) files: Arc<dyn Files>,
     /// The container's pid namespace.
     pub(crate) namespace: File,
-    init: u32,
+    pub(crate) init: u32,
     /// The ghost's binary.
     pub(crate) ghost: OwnedFd,
     baseline: OnceLock<Baseline>,
@@ -100,6 +102,8 @@ pub struct Personality {
     pub(crate) programs: Mutex<programs::Programs>,
     pub(crate) placement: Mutex<dvs_pm::placement::Placement>,
     pub(crate) blocks: Mutex<pids::Blocks>,
+    pub(crate) sharing: Mutex<Sharing>,
+    pub(crate) pinned: Mutex<shared::Pinned>,
     pub(crate) counters: Counters,
     pub(crate) watcher: Epoll,
     wake: dvs_sys::poll::EventFd,
@@ -134,6 +138,7 @@ impl Personality {
             namespace: open("/proc/PID/ns/pid", format!("/proc/{}/ns/pid", parts.init))?,
             ghost: dvs_sys::ghost::sealed()?,
             home: Mutex::new(Home::new(config.first_placement)),
+            sharing: Mutex::new(Sharing::new(config.node)),
             config,
             listener: parts.listener,
             launcher: parts.launcher,
@@ -149,6 +154,7 @@ impl Personality {
             programs: Mutex::default(),
             placement: Mutex::new(placement),
             blocks: Mutex::default(),
+            pinned: Mutex::default(),
             counters: Counters::default(),
             watcher,
             wake,
@@ -231,6 +237,7 @@ impl Personality {
     pub fn node_lost(self: &Arc<Self>, node: u16) {
         self.placement.lock().unwrap().remove(node);
         self.blocks.lock().unwrap().node_lost(node);
+        self.sharing.lock().unwrap().node_lost(node);
         self.carry.node_gone(node);
         self.home_event(Event::NodeLost(node));
         self.away_event(crate::core::away::Event::HomeLost(node));

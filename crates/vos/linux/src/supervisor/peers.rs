@@ -97,6 +97,7 @@ impl Personality {
                     self.mirror(placement, libc::SIGCONT);
                 }
             }
+            Note::Shares(thing) => self.shared_elsewhere(from, thing),
             Note::StopAnswer { placement, stop } => {
                 if self.runs_on(placement, from) {
                     self.stop_answer(placement, stop);

@@ -141,9 +141,7 @@ impl Personality {
             | libc::SYS_getsid
             | libc::SYS_setpgid
             | libc::SYS_setsid => return self.identity_at_once(call),
-            _ => {
-                let _ = self.listener.proceed(call.id);
-            }
+            _ => return self.shared_at_once(call),
         }
         true
     }
@@ -152,7 +150,13 @@ impl Personality {
         match i64::from(call.number) {
             libc::SYS_execve | libc::SYS_execveat => self.exec(call),
             libc::SYS_kill => self.kill(call),
-            _ => self.identity(call),
+            libc::SYS_getppid
+            | libc::SYS_getpgid
+            | libc::SYS_getpgrp
+            | libc::SYS_getsid
+            | libc::SYS_setpgid
+            | libc::SYS_setsid => self.identity(call),
+            _ => self.shared(call),
         }
     }
 }
