@@ -8,6 +8,7 @@ use dvs_sys::descriptor::{self, SocketKind};
 use dvs_sys::process;
 use dvs_sys::seccomp::Listener;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -127,6 +128,7 @@ impl Container {
             .map_err(|e| StartError::Keeper(e.into()))?;
         let mut command = Command::new(format!("/proc/self/fd/{}", program.binary.as_raw_fd()));
         command
+            .arg0("dvs-keeper")
             .args(&program.arguments)
             .env_clear()
             .envs(program.environment.iter().map(|(name, value)| (name, value)))
@@ -175,10 +177,11 @@ impl Container {
         }
         left.extend(crate::cgroup::remove(&self.cgroups));
         self.launcher.close();
-        if let Some(reader) = keeper.reader.take() {
-            if reader.thread().id() != std::thread::current().id() {
-                let _ = reader.join();
-            }
+        // The thread that calls the event sink cannot wait for itself.
+        if let Some(reader) = keeper.reader.take()
+            && reader.thread().id() != std::thread::current().id()
+        {
+            let _ = reader.join();
         }
         let result = if left.is_empty() { Ok(()) } else { Err(EndError { left }) };
         keeper.ended = Some(result.clone());

@@ -61,10 +61,11 @@ impl Cgroups {
             Purpose::Unified => {
                 limits.milli_cpus.is_some() || limits.memory.is_some() || limits.pids.is_some()
             }
-            Purpose::Freezer => true,
+            // Nobody asks for it: without it programs are stopped by signals.
+            Purpose::Freezer => false,
         };
-        // Only what was asked for is made: every folder costs time at the start.
-        if !asked && folder.purpose != Purpose::Unified {
+        // Only what was asked for and what freezes is made: every folder costs time at the start.
+        if !asked && folder.freeze(true).is_none() {
             return;
         }
         match fill(&folder) {

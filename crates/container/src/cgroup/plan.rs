@@ -34,7 +34,7 @@ impl Purpose {
             Purpose::Cpu => "the limit of CPU time has no effect",
             Purpose::Memory => "the limit of memory has no effect",
             Purpose::Pids => "the limit of processes has no effect",
-            Purpose::Freezer => "programs are stopped by signals instead of the freezer",
+            Purpose::Freezer => "programs are stopped by signals",
             Purpose::Unified => "limits of CPU time, memory and processes have no effect",
         }
     }

@@ -176,11 +176,15 @@ impl Keeper {
     /// Waits until the container is to be ended.
     fn watch(&self, built: &Built, cgroups: &Cgroups) -> Result<(), BuildError> {
         loop {
-            let mut entries =
-                [Poll::readable(self.socket.as_fd()), Poll::readable(self.signals.as_fd())];
+            // Pid 1 is a child of the launcher, so no signal tells of its end.
+            let mut entries = [
+                Poll::readable(self.socket.as_fd()),
+                Poll::readable(self.signals.as_fd()),
+                Poll::readable(built.init_pidfd.as_fd()),
+            ];
             descriptor::poll(&mut entries, None).step("wait")?;
-            let [socket, signals] = entries.map(|entry| entry.ready != 0);
-            if signals && self.has_ended(built) {
+            let [socket, signals, init] = entries.map(|entry| entry.ready != 0);
+            if init || signals && self.launcher_has_ended(built) {
                 return Ok(());
             }
             if socket {
@@ -197,11 +201,10 @@ impl Keeper {
         }
     }
 
-    /// Takes the ends of children; whether the launcher or pid 1 was among them.
-    fn has_ended(&self, built: &Built) -> bool {
+    /// Takes the ends of children; whether the launcher was among them.
+    fn launcher_has_ended(&self, built: &Built) -> bool {
         while matches!(self.signals.take(), Ok(Some(_))) {}
-        let mut ended =
-            descriptor::wait_readable(built.init_pidfd.as_fd(), Some(0)).unwrap_or(true);
+        let mut ended = false;
         while let Ok(Some(waited)) = process::wait(-1, libc::WNOHANG | libc::__WALL, 0) {
             ended |= waited.pid == built.launcher;
         }

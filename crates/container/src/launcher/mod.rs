@@ -174,7 +174,7 @@ impl Launcher {
             Err(_) => return Err(Gone),
         };
         match request {
-            LauncherRequest::Launch { id, spec } => self.launch(id, *spec, passed),
+            LauncherRequest::Launch { id, spec } => self.launch(id, *spec, &passed),
             LauncherRequest::Release { id } => {
                 let commands = self.core.release(id);
                 self.perform(commands)
@@ -195,8 +195,8 @@ impl Launcher {
         }
     }
 
-    fn launch(&mut self, id: LaunchId, spec: LaunchSpec, passed: Vec<OwnedFd>) -> Result<(), Gone> {
-        match self.make(id, spec, &passed) {
+    fn launch(&mut self, id: LaunchId, spec: LaunchSpec, passed: &[OwnedFd]) -> Result<(), Gone> {
+        match self.make(id, spec, passed) {
             Ok(()) => Ok(()),
             Err((step, errno)) => self.report(&LauncherEvent::Failed { id, errno, step }),
         }
