@@ -235,17 +235,13 @@ mod tests {
 
     #[test]
     fn sizes_are_those_of_the_header_file() {
-        let length = |fill: &dyn Fn(&mut Body)| {
-            let mut body = Body::new();
-            fill(&mut body);
-            body.len()
-        };
-        assert_eq!(length(&|body| drop(body.attr(&Attr::default()))), 88);
-        assert_eq!(length(&|body| drop(body.attr_out(Duration::ZERO, &Attr::default()))), 104);
-        assert_eq!(length(&|body| drop(body.entry(&Entry::default()))), 128);
-        assert_eq!(length(&|body| drop(body.init(&Init::default()))), 64);
-        assert_eq!(length(&|body| drop(body.statfs(&StatFs::default()))), 80);
-        assert_eq!(length(&|body| drop(body.open(1, 2))), 16);
+        let attr = Attr::default();
+        assert_eq!(Body::new().attr(&attr).len(), 88);
+        assert_eq!(Body::new().attr_out(Duration::ZERO, &attr).len(), 104);
+        assert_eq!(Body::new().entry(&Entry::default()).len(), 128);
+        assert_eq!(Body::new().init(&Init::default()).len(), 64);
+        assert_eq!(Body::new().statfs(&StatFs::default()).len(), 80);
+        assert_eq!(Body::new().open(1, 2).len(), 16);
     }
 
     #[test]
