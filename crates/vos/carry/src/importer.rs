@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use dvs_sys::error::SysError;
-use dvs_sys::pipe::{self, PAGE, PipeFlags};
+use dvs_sys::pipe::{self, PipeFlags};
 use dvs_sys::{descriptor, terminal};
 
 use crate::core::MAX_WINDOW;
@@ -109,7 +109,6 @@ impl Importer {
             Carried::DuplicateOf(_) => Err(SysError::new("import", libc::EINVAL)),
             Carried::Output { stream, flags, credit, owner } => {
                 let (ours, theirs) = pipe::pair(PipeFlags { nonblocking: false, packet: true })?;
-                pipe::set_capacity(&ours, PAGE)?;
                 self.prepare(&ours, &theirs, flags, owner)?;
                 Ok(match stream {
                     Some(stream) => {
@@ -122,7 +121,6 @@ impl Importer {
             }
             Carried::Input { stream, flags, owner } => {
                 let (theirs, ours) = pipe::pair(PipeFlags::default())?;
-                pipe::set_capacity(&ours, PAGE)?;
                 self.prepare(&ours, &theirs, flags, owner)?;
                 Ok(match stream {
                     Some(stream) => Made::Input { stream, ours, theirs },

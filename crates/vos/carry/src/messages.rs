@@ -29,7 +29,9 @@ pub struct ProgramKey {
 }
 
 /// A byte stream between a pipe or terminal at home and its stand-in away; the home's number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize,
+)]
 pub struct StreamId(pub u64);
 
 /// An open file description kept at home; the home's number.

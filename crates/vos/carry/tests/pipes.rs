@@ -134,6 +134,22 @@ fn programs_one_after_the_other_write_in_order() {
 }
 
 #[test]
+fn a_write_of_some_pages_arrives_as_one() {
+    let pair = Pair::new(Delivery::Threaded);
+    for size in [1, 4096, 5000, 8192, 10_000, 16_384] {
+        let (output_read, output_write) = pipe();
+        let program = Pair::program();
+        let mut locals = pair.carry(program, vec![inherited(1, output_write)]).unwrap();
+        let dvs_carry::Local::Fd(body) = locals.remove(0).what else { unreachable!() };
+        assert_eq!(pipes::write(&body, &vec![1; size]).unwrap(), size);
+        let mut buffer = vec![0; 65536];
+        assert_eq!(pipes::read(&output_read, &mut buffer).unwrap(), size);
+        drop(body);
+        pair.end(program);
+    }
+}
+
+#[test]
 fn a_pipe_that_nobody_reads_gives_sigpipe_at_once() {
     let pair = Pair::new(Delivery::Threaded);
     let (output_read, output_write) = pipe();

@@ -78,6 +78,12 @@ fn cases() -> Vec<Case> {
             "dd bs=100000 count=2 iflag=fullblock 2>/dev/null | cksum",
             lines(50_000),
         ),
+        with("one large read", "dd bs=65536 count=1 2>/dev/null | wc -c", vec![b'x'; 50_000]),
+        with(
+            "one large read and the rest",
+            "dd bs=9000 count=1 2>/dev/null | cksum; cksum",
+            lines(3000),
+        ),
         with("head of bytes", "head -c 4096 >/dev/null; echo done", lines(400)),
         with("sort", "sort -r", lines(5000)),
         with("wc", "wc", lines(60_000)),

@@ -2,12 +2,13 @@
 //!
 //! What the body has not read must stay in home's pipe for the next reader (`seq 5 | while read x; do
 //! cmd; done`). So home sends copies (tee(2)) and takes bytes out of its pipe only when the body has
-//! really read them. Away the copies are put into a local pipe of one page: such a pipe is "full" with
-//! any byte in it and becomes writable exactly when its last byte is read, which is the event that
-//! tells consumption without a timer and without waking anybody for each byte of a shell's `read`.
+//! really read them. Away the copies are put into a local pipe that is exactly full with them: a pipe
+//! of n slots, every slot used ([`layout`]). A full pipe becomes writable when its first slot is empty,
+//! and that is the event that tells consumption, without a timer and without waking anybody for each
+//! byte of a shell's `read`. What is left then is taken back by one atomic read and laid out anew.
 //!
-//! Cost: one round trip for each batch (at most [`INPUT_WINDOW`]), two local context switches for each
-//! page. The end of the stream is told when all before it has been read.
+//! Cost: one round trip for each batch (at most [`INPUT_WINDOW`]) and one event for each page, or for
+//! each read if those are larger. The end is told when all before it has been read.
 
 use std::collections::VecDeque;
 
@@ -88,6 +89,32 @@ impl InputSender {
     }
 }
 
+/// Lengths of writes that put as many as possible of `total` bytes into a pipe and use all slots of
+/// it; the number of slots is a power of two, at most `most_slots`.
+///
+/// A pipe starts a new slot for each write unless it fits into what is left of the last one. So full
+/// pages alternate with the parts between which the rest is divided; a rest too small for that (a few
+/// bytes) is left for later.
+#[must_use]
+pub fn layout(total: usize, most_slots: usize) -> Vec<usize> {
+    let total = total.min(most_slots * MAX_RECORD);
+    if total <= MAX_RECORD {
+        return if total == 0 { Vec::new() } else { vec![total] };
+    }
+    let slots = total.div_ceil(MAX_RECORD).next_power_of_two();
+    let pairs = slots / 2;
+    let rest = total - pairs * MAX_RECORD;
+    if rest < pairs {
+        return vec![MAX_RECORD; pairs];
+    }
+    (0..pairs)
+        .flat_map(|pair| {
+            let part = rest / pairs + usize::from(pair < rest % pairs);
+            [MAX_RECORD, part]
+        })
+        .collect()
+}
+
 /// Away: puts the copies into the body's pipe.
 #[derive(Debug, Clone, Default)]
 pub struct InputFeeder {
@@ -95,8 +122,7 @@ pub struct InputFeeder {
     fed: u64,
     consumed: u64,
     reported: u64,
-    unfed: VecDeque<Vec<u8>>,
-    start: usize,
+    unfed: VecDeque<u8>,
     ended: bool,
 }
 
@@ -108,7 +134,7 @@ impl InputFeeder {
     }
 
     /// Bytes arrived.
-    pub fn data(&mut self, bytes: Vec<u8>) -> Result<(), Violation> {
+    pub fn data(&mut self, bytes: &[u8]) -> Result<(), Violation> {
         if self.ended {
             return Err(Violation("data after the end"));
         }
@@ -116,7 +142,7 @@ impl InputFeeder {
             return Err(Violation("input over the window"));
         }
         self.received += bytes.len() as u64;
-        self.unfed.push_back(bytes);
+        self.unfed.extend(bytes);
         Ok(())
     }
 
@@ -125,20 +151,23 @@ impl InputFeeder {
         self.ended = true;
     }
 
-    /// What to put into the pipe next: at most one page.
-    #[must_use]
-    pub fn next(&self) -> Option<&[u8]> {
-        let chunk = self.unfed.front()?;
-        chunk.get(self.start..chunk.len().min(self.start + MAX_RECORD))
+    /// Bytes that wait to be put into the pipe.
+    pub fn unfed(&mut self) -> &[u8] {
+        self.unfed.make_contiguous()
     }
 
-    /// So many bytes of [`InputFeeder::next`] are in the pipe.
+    /// So many bytes of [`InputFeeder::unfed`] are in the pipe.
     pub fn fed(&mut self, length: usize) {
+        let length = length.min(self.unfed.len());
         self.fed += length as u64;
-        self.start += length;
-        if self.unfed.front().is_some_and(|chunk| self.start >= chunk.len()) {
-            self.unfed.pop_front();
-            self.start = 0;
+        self.unfed.drain(..length);
+    }
+
+    /// These bytes, all that were in the pipe, were taken back.
+    pub fn taken_back(&mut self, bytes: &[u8]) {
+        self.fed = self.fed.saturating_sub(bytes.len() as u64);
+        for &byte in bytes.iter().rev() {
+            self.unfed.push_front(byte);
         }
     }
 
@@ -213,18 +242,57 @@ mod tests {
         assert_eq!(sender.consumed(2), Ok(2));
         assert_eq!(sender.consumed(1), Ok(0), "an old total changes nothing");
         let mut feeder = InputFeeder::new();
-        feeder.data(vec![0; INPUT_WINDOW as usize]).unwrap();
-        assert!(feeder.data(vec![0]).is_err());
+        feeder.data(&[0; INPUT_WINDOW as usize]).unwrap();
+        assert!(feeder.data(&[0]).is_err());
     }
 
     #[test]
     fn only_what_was_read_is_reported() {
         let mut feeder = InputFeeder::new();
-        feeder.data(b"line one\nline two\n".to_vec()).unwrap();
-        assert_eq!(feeder.next().unwrap().len(), 18);
+        feeder.data(b"line one\nline two\n").unwrap();
+        assert_eq!(feeder.unfed().len(), 18);
         feeder.fed(18);
         assert_eq!(feeder.look(9), None, "not worth a message");
         assert_eq!(feeder.report(), Some(9), "unless it is asked for");
         assert_eq!(feeder.look(0), Some(18));
+    }
+
+    #[test]
+    fn what_is_taken_back_comes_first_again() {
+        let mut feeder = InputFeeder::new();
+        feeder.data(b"abcdef").unwrap();
+        feeder.fed(4);
+        assert_eq!(feeder.look(2), None);
+        feeder.taken_back(b"cd");
+        assert_eq!(feeder.unfed(), b"cdef");
+        assert_eq!(feeder.look(0), None, "nothing more was read");
+        feeder.fed(4);
+        assert_eq!(feeder.look(0), Some(6));
+    }
+
+    #[test]
+    fn a_layout_uses_every_slot() {
+        for total in (1..=70_000).step_by(7).chain([4096, 4097, 8192, 8193, 16_384, 16_387]) {
+            let writes = layout(total, 16);
+            let sum: usize = writes.iter().sum();
+            assert!(writes.len().is_power_of_two() && writes.len() <= 16, "{total}");
+            assert!(sum <= total && total.min(16 * MAX_RECORD) - sum < 8, "{total}: {sum}");
+            // The rule of pipe_write: the odd part of a write joins the last slot if it fits there.
+            let (mut slots, mut last) = (0, MAX_RECORD);
+            for write in writes {
+                let odd = write % MAX_RECORD;
+                assert!(write <= MAX_RECORD && write > 0);
+                if odd == 0 || last + odd > MAX_RECORD {
+                    slots += 1;
+                    last = write;
+                } else {
+                    last += odd;
+                }
+            }
+            assert!(usize::is_power_of_two(slots), "{total}: {slots} slots");
+            assert_eq!(slots, layout(total, 16).len(), "{total}");
+        }
+        assert!(layout(0, 16).is_empty());
+        assert_eq!(layout(100_000, 2), [4096, 4096]);
     }
 }

@@ -1,9 +1,9 @@
 //! Output streams: away to home.
 //!
-//! The credit follows the free room in home's pipe, so that a body can run ahead of a slow reader by
-//! no more than its local pipe holds beyond what it could natively: `seq 20000 | head -1` must still
-//! die of SIGPIPE. For the same reason the local pipe starts with one page and grows only for writers
-//! of small records and for those that have passed a lot already ([`OutputSender::slots`]).
+//! The credit follows the free room in home's pipe, and the size of the local pipe follows the credit
+//! ([`OutputSender::slots`]): so a body can run ahead of a slow reader by one page more than natively,
+//! and `seq 20000 | head -1` still dies of SIGPIPE, while a write of some pages into an empty pipe
+//! arrives as one.
 //!
 //! Writes of at most `PIPE_BUF` bytes stay atomic: the local pipe is in packet mode, so each write is
 //! a record; records travel with the bytes and are never split at home.
@@ -19,21 +19,23 @@ pub const MAX_WINDOW: u64 = 256 << 10;
 const LOW_CREDIT: u64 = 32 << 10;
 /// Credit below which a sender stops: the next record might not fit.
 const STALLED: u64 = MAX_RECORD as u64;
-/// Bytes after which a writer counts as a stream of bulk data.
-const BULK: u64 = 256 << 10;
-/// Slots of a local pipe once it has grown: as a native pipe.
-const MANY_SLOTS: usize = 16;
+/// Most slots of a local pipe: as a native pipe has.
+pub const MAX_SLOTS: usize = 16;
 /// Records that must have been seen before their size is judged.
-const JUDGED_RECORDS: u64 = 8;
-/// Mean size of records up to which [`MANY_SLOTS`] of them hold no more than one page.
-const SMALL_RECORD: u64 = MAX_RECORD as u64 / MANY_SLOTS as u64;
+const JUDGED_RECORDS: usize = 8;
+/// Mean size of records up to which [`MAX_SLOTS`] of them hold no more than one page.
+const SMALL_RECORD: usize = MAX_RECORD / MAX_SLOTS;
+/// Room beyond a large write that must be free before it is written with one call; other writers
+/// would have to fill it between two system calls for the write to be cut.
+const MARGIN: usize = 4 * MAX_RECORD;
 
 /// Away: takes records out of the body's pipe as credit allows.
 #[derive(Debug, Clone)]
 pub struct OutputSender {
     credit: u64,
     taken: u64,
-    records: u64,
+    /// Records and bytes of late, to tell writers of small records.
+    recent: (usize, usize),
     ended: bool,
 }
 
@@ -41,7 +43,7 @@ impl OutputSender {
     /// With the credit that came with the descriptor.
     #[must_use]
     pub fn new(credit: u64) -> Self {
-        OutputSender { credit: credit.min(MAX_WINDOW), taken: 0, records: 0, ended: false }
+        OutputSender { credit: credit.min(MAX_WINDOW), taken: 0, recent: (0, 0), ended: false }
     }
 
     /// Whether a record may be taken out of the pipe now.
@@ -52,9 +54,12 @@ impl OutputSender {
 
     /// A record was taken and will be sent.
     pub fn took(&mut self, length: usize) {
-        debug_assert!(self.may_take() && length <= MAX_RECORD);
         self.taken += length as u64;
-        self.records += 1;
+        self.recent = (self.recent.0 + 1, self.recent.1 + length);
+        if self.recent.0 >= 4 * JUDGED_RECORDS {
+            self.recent = (self.recent.0 / 2, self.recent.1 / 2);
+        }
+        debug_assert!(self.taken <= self.credit && length <= MAX_RECORD);
     }
 
     /// Nobody writes any more and the pipe is empty.
@@ -83,11 +88,30 @@ impl OutputSender {
         self.ended || self.taken >= mark
     }
 
+    /// Bytes that may be taken now.
+    #[must_use]
+    pub fn most(&self) -> usize {
+        usize::try_from(self.credit.saturating_sub(self.taken)).unwrap_or(usize::MAX)
+    }
+
     /// How many slots the local pipe shall have.
     #[must_use]
     pub fn slots(&self) -> usize {
-        let small = self.records >= JUDGED_RECORDS && self.taken <= self.records * SMALL_RECORD;
-        if small || self.taken >= BULK { MANY_SLOTS } else { 1 }
+        self.after(0)
+    }
+
+    /// [`OutputSender::slots`] when so many bytes more will have been taken.
+    ///
+    /// A quarter of the credit: the pipe can be made smaller only in a moment when little is in it,
+    /// and so there are several such moments before the credit is used up. All of the credit for
+    /// writers of small records, which would not use the bytes.
+    #[must_use]
+    pub fn after(&self, length: usize) -> usize {
+        let pages = self.most().saturating_sub(length) / MAX_RECORD;
+        let small =
+            self.recent.0 >= JUDGED_RECORDS && self.recent.1 <= self.recent.0 * SMALL_RECORD;
+        let pages = if small { pages } else { pages / 4 };
+        1 << pages.clamp(1, MAX_SLOTS).ilog2()
     }
 }
 
@@ -155,17 +179,18 @@ impl OutputReceiver {
     }
 
     /// What to write next with one call: records that fit into one atomic write together, or a run of
-    /// full pages (which a pipe accepts in whole pages only).
+    /// full pages (which a pipe accepts in whole pages only), or a run of full pages and the record
+    /// behind it, which looks like one large write, if `free` bytes of room are surely enough for it.
     #[must_use]
-    pub fn next(&self) -> Option<&[u8]> {
+    pub fn next(&self, free: usize) -> Option<&[u8]> {
         let chunk = self.pending.front()?;
+        let pages = self.pages();
         let mut length = 0;
-        if chunk.records.front().is_some_and(|&first| usize::from(first) == MAX_RECORD) {
-            for &record in &chunk.records {
-                if usize::from(record) != MAX_RECORD {
-                    break;
-                }
-                length += MAX_RECORD;
+        if pages > 0 {
+            length = pages * MAX_RECORD;
+            let tail = chunk.records.get(pages).copied().map_or(0, usize::from);
+            if length + tail + MARGIN <= free {
+                length += tail;
             }
         } else {
             for &record in &chunk.records {
@@ -176,6 +201,18 @@ impl OutputReceiver {
             }
         }
         chunk.bytes.get(chunk.start..chunk.start + length)
+    }
+
+    /// Whether [`OutputReceiver::next`] depends on the room.
+    #[must_use]
+    pub fn is_large(&self) -> bool {
+        self.pages() > 0
+    }
+
+    /// Full pages at the front.
+    fn pages(&self) -> usize {
+        let Some(chunk) = self.pending.front() else { return 0 };
+        chunk.records.iter().take_while(|&&record| usize::from(record) == MAX_RECORD).count()
     }
 
     /// So many bytes of [`OutputReceiver::next`] were written.
@@ -253,22 +290,22 @@ mod tests {
     fn small_records_are_written_together_and_never_split() {
         let mut receiver = OutputReceiver::new(65536);
         receiver.data(vec![2000, 2000, 2000], vec![1; 6000]).unwrap();
-        assert_eq!(receiver.next().unwrap().len(), 4000);
+        assert_eq!(receiver.next(0).unwrap().len(), 4000);
         receiver.wrote(4000);
-        assert_eq!(receiver.next().unwrap().len(), 2000);
+        assert_eq!(receiver.next(0).unwrap().len(), 2000);
         receiver.wrote(2000);
-        assert!(receiver.next().is_none());
+        assert!(receiver.next(0).is_none());
     }
 
     #[test]
     fn full_pages_are_written_in_one_run() {
         let mut receiver = OutputReceiver::new(65536);
         receiver.data(vec![4096, 4096, 10], vec![1; 8202]).unwrap();
-        assert_eq!(receiver.next().unwrap().len(), 8192);
+        assert_eq!(receiver.next(0).unwrap().len(), 8192);
         receiver.wrote(4096);
-        assert_eq!(receiver.next().unwrap().len(), 4096);
+        assert_eq!(receiver.next(0).unwrap().len(), 4096);
         receiver.wrote(4096);
-        assert_eq!(receiver.next().unwrap().len(), 10);
+        assert_eq!(receiver.next(0).unwrap().len(), 10);
     }
 
     #[test]
@@ -276,7 +313,7 @@ mod tests {
         let mut receiver = OutputReceiver::new(65536);
         receiver.data(vec![], b"hello".to_vec()).unwrap();
         receiver.wrote(2);
-        assert_eq!(receiver.next().unwrap(), b"llo");
+        assert_eq!(receiver.next(0).unwrap(), b"llo");
     }
 
     #[test]
@@ -290,21 +327,39 @@ mod tests {
     }
 
     #[test]
-    fn the_local_pipe_grows_for_small_records_and_bulk() {
-        let mut sender = OutputSender::new(MAX_WINDOW);
-        assert_eq!(sender.slots(), 1);
-        for _ in 0..8 {
+    fn a_large_write_stays_one_if_there_is_room() {
+        let mut receiver = OutputReceiver::new(65536);
+        receiver.data(vec![4096, 4096, 1808, 50], vec![1; 10_050]).unwrap();
+        assert_eq!(receiver.next(10_000).unwrap().len(), 8192);
+        assert_eq!(receiver.next(65536).unwrap().len(), 10_000);
+        receiver.wrote(10_000);
+        assert!(!receiver.is_large());
+        assert_eq!(receiver.next(0).unwrap().len(), 50);
+    }
+
+    #[test]
+    fn the_local_pipe_follows_the_credit() {
+        let mut sender = OutputSender::new(16 * STALLED);
+        assert_eq!(sender.slots(), 4);
+        for (taken, slots) in [(1, 2), (7, 2), (1, 1), (7, 1)] {
+            for _ in 0..taken {
+                sender.took(MAX_RECORD);
+            }
+            assert_eq!(sender.slots(), slots);
+        }
+        assert!(!sender.may_take());
+    }
+
+    #[test]
+    fn writers_of_small_records_get_more_slots() {
+        let mut sender = OutputSender::new(16 * STALLED + 200);
+        for _ in 0..JUDGED_RECORDS {
             sender.took(20);
         }
-        assert_eq!(sender.slots(), MANY_SLOTS);
-        let mut sender = OutputSender::new(MAX_WINDOW);
-        for _ in 0..32 {
+        assert_eq!(sender.slots(), MAX_SLOTS);
+        for _ in 0..3 {
             sender.took(MAX_RECORD);
         }
-        assert_eq!(sender.slots(), 1);
-        for _ in 0..32 {
-            sender.took(MAX_RECORD);
-        }
-        assert_eq!(sender.slots(), MANY_SLOTS);
+        assert_eq!(sender.slots(), 2);
     }
 }

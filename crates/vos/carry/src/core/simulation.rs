@@ -111,9 +111,9 @@ fn output_arrives_whole_in_order_and_within_the_window() {
                 },
                 3 => {
                     // A writable pipe has at least one free page.
-                    while let Some(bytes) = receiver.next() {
+                    while let Some(bytes) = receiver.next(home_size - home.len()) {
                         let room = home_size - home.len();
-                        let take = if bytes.len() <= MAX_RECORD {
+                        let take = if bytes.len() <= MAX_RECORD || bytes.len() <= room {
                             if bytes.len() > room { break } else { bytes.len() }
                         } else {
                             bytes.len().min(room / MAX_RECORD * MAX_RECORD)
@@ -157,6 +157,10 @@ fn output_arrives_whole_in_order_and_within_the_window() {
                 under_way + home.len() <= home_size + MAX_RECORD,
                 "seed {seed}: more under way than there is room for"
             );
+            assert!(
+                produced - seen <= home_size + MAX_RECORD,
+                "seed {seed}: the body is more than a page ahead of a native one"
+            );
             if let Some(at) = home_mark
                 && receiver.passed(at)
             {
@@ -189,6 +193,8 @@ fn input_is_never_read_beyond_what_the_body_took() {
         let home_size = MAX_RECORD * (1 + random.below(20));
         let mut home: VecDeque<u8> = VecDeque::new();
         let mut local: VecDeque<u8> = VecDeque::new();
+        // Bytes in the first slot of the local pipe; 0: it is not full.
+        let mut first_slot = 0usize;
         let mut down: VecDeque<Down> = VecDeque::new();
         let mut up: VecDeque<Report> = VecDeque::new();
         let (mut sender, mut feeder) = (InputSender::new(), InputFeeder::new());
@@ -222,7 +228,7 @@ fn input_is_never_read_beyond_what_the_body_took() {
                     }
                 }
                 2 if !closed => match down.pop_front() {
-                    Some(Down::Data(bytes)) => feeder.data(bytes).unwrap(),
+                    Some(Down::Data(bytes)) => feeder.data(&bytes).unwrap(),
                     Some(Down::End) => {
                         ends += 1;
                         feeder.end();
@@ -230,12 +236,18 @@ fn input_is_never_read_beyond_what_the_body_took() {
                     None => {}
                 },
                 3 if !closed && local_open => {
-                    if local.is_empty()
-                        && let Some(bytes) = feeder.next()
-                    {
-                        let length = bytes.len();
-                        local.extend(bytes);
-                        feeder.fed(length);
+                    if first_slot == 0 {
+                        if random.below(2) == 0 {
+                            let back: Vec<u8> = local.drain(..).collect();
+                            feeder.taken_back(&back);
+                        }
+                        if local.is_empty() {
+                            let writes = layout(feeder.unfed().len(), MAX_SLOTS);
+                            let length = writes.iter().sum();
+                            local.extend(&feeder.unfed()[..length]);
+                            feeder.fed(length);
+                            first_slot = writes.first().copied().unwrap_or(0);
+                        }
                     }
                     if let Some(total) = feeder.look(local.len()) {
                         up.push_back(Report::Consumed(total));
@@ -264,6 +276,7 @@ fn input_is_never_read_beyond_what_the_body_took() {
                     for _ in 0..random.below(5000).min(local.len()).min(stop_at - read) {
                         assert_eq!(local.pop_front(), Some((read % 251) as u8), "seed {seed}");
                         read += 1;
+                        first_slot = first_slot.saturating_sub(1);
                     }
                     let at_end = !local_open && local.is_empty();
                     if (read == stop_at && stop_at < total) || at_end {

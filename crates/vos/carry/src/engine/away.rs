@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use dvs_sys::error::SysError;
 use dvs_sys::pipe::{self, PAGE};
 use dvs_sys::terminal;
 
 use super::{Effects, IN, ONCE, OUT, State, Watched, no_reader};
-use crate::core::{InputFeeder, OutputSender};
+use crate::core::{InputFeeder, MAX_SLOTS, OutputSender, layout};
 use crate::messages::{
     CarryMessage, MAX_RECORD, MAX_RECORDS, MAX_STREAM_DATA, ProgramKey, StreamId, TerminalSize,
 };
@@ -24,6 +25,8 @@ enum Kind {
     },
     Input {
         core: InputFeeder,
+        /// Slots of the local pipe now.
+        slots: usize,
     },
 }
 
@@ -71,13 +74,17 @@ impl State {
         terminal: bool,
     ) -> Result<(), SysError> {
         let core = OutputSender::new(credit);
+        let slots = core.slots();
+        if !terminal {
+            pipe::set_capacity(&fd, slots * PAGE)?;
+        }
         let key = self.watch(&fd, IN | ONCE, Watched::Away(home, stream))?;
-        let kind = Kind::Output { core, terminal, slots: 1, mark: None };
+        let kind = Kind::Output { core, terminal, slots, mark: None };
         self.away_insert((home, stream), Stream { program, fd, key, kind });
         Ok(())
     }
 
-    /// Starts to fill a local pipe of one page, non-blocking.
+    /// Starts to fill a local pipe, non-blocking.
     pub(crate) fn away_input(
         &mut self,
         home: u16,
@@ -87,7 +94,8 @@ impl State {
         effects: &mut Effects,
     ) -> Result<(), SysError> {
         let key = self.watch(&fd, 0, Watched::Away(home, stream))?;
-        let kind = Kind::Input { core: InputFeeder::new() };
+        let slots = pipe::capacity(&fd)? / PAGE;
+        let kind = Kind::Input { core: InputFeeder::new(), slots };
         self.away_insert((home, stream), Stream { program, fd, key, kind });
         effects.post(home, CarryMessage::StreamReady { stream });
         Ok(())
@@ -114,11 +122,11 @@ impl State {
         effects: &mut Effects,
     ) {
         let name = (from, stream);
-        let Some(Stream { kind: Kind::Input { core }, .. }) = self.away.streams.get_mut(&name)
+        let Some(Stream { kind: Kind::Input { core, .. }, .. }) = self.away.streams.get_mut(&name)
         else {
             return;
         };
-        if core.data(bytes).is_ok() {
+        if core.data(&bytes).is_ok() {
             self.away_pump(from, stream, effects);
         } else {
             self.away_remove(name);
@@ -127,7 +135,9 @@ impl State {
 
     pub(super) fn away_end(&mut self, from: u16, stream: StreamId, effects: &mut Effects) {
         let name = (from, stream);
-        if let Some(Stream { kind: Kind::Input { core }, .. }) = self.away.streams.get_mut(&name) {
+        if let Some(Stream { kind: Kind::Input { core, .. }, .. }) =
+            self.away.streams.get_mut(&name)
+        {
             core.end();
             self.away_pump(from, stream, effects);
         }
@@ -184,40 +194,53 @@ impl State {
         let (home, stream) = name;
         let Some(found) = self.away.streams.get_mut(&name) else { return };
         let Kind::Output { core, terminal, slots, mark } = &mut found.kind else { return };
-        let mut ended = false;
-        let mut bytes: Vec<u8> = Vec::new();
-        let mut records: Vec<u16> = Vec::new();
-        let mut emptied = false;
+        let mut batch = Batch { home, stream, structured: !*terminal, ..Batch::default() };
+        let (mut ended, mut emptied) = (false, false);
         while core.may_take() {
-            let Some(space) = self.buffer.get_mut(..MAX_RECORD) else { break };
-            match pipe::read(&found.fd, space) {
-                Ok(0) => ended = true,
+            // All at once: the pipe has to shrink before its writer can fill it again.
+            let whole = !*terminal && *slots * PAGE <= core.most();
+            let taken = if whole {
+                pipe::splice(&found.fd, &self.scratch.1, core.most())
+            } else {
+                let Some(space) = self.buffer.get_mut(..MAX_RECORD) else { break };
+                pipe::read(&found.fd, space)
+            };
+            match taken {
+                Ok(0) => {
+                    ended = true;
+                    break;
+                }
+                Ok(length) if whole => {
+                    resize(&found.fd, slots, core.after(length));
+                    let mut left = length;
+                    while left > 0 {
+                        let Some(space) = self.buffer.get_mut(..MAX_RECORD) else { break };
+                        let Ok(record) = pipe::read(&self.scratch.0, space) else { break };
+                        core.took(record);
+                        batch.add(self.buffer.get(..record).unwrap_or_default(), effects);
+                        left = left.saturating_sub(record.max(1));
+                    }
+                }
                 Ok(length) => {
                     core.took(length);
-                    if let Some(record) = self.buffer.get(..length) {
-                        bytes.extend_from_slice(record);
-                    }
-                    records.push(u16::try_from(length).unwrap_or(u16::MAX));
-                    if bytes.len() + MAX_RECORD > MAX_STREAM_DATA || records.len() >= MAX_RECORDS {
-                        post_data(home, stream, *terminal, &mut records, &mut bytes, effects);
-                    }
-                    // The writer waits for the slot: let it have all that it deserves.
-                    if !*terminal && core.slots() != *slots {
-                        let wanted = core.slots();
-                        if pipe::set_capacity(&found.fd, wanted * PAGE).is_ok() {
-                            *slots = wanted;
-                        }
-                    }
-                    continue;
+                    batch.add(self.buffer.get(..length).unwrap_or_default(), effects);
                 }
-                Err(error) if error.errno == libc::EINTR => continue,
-                Err(error) if error.errno == libc::EAGAIN => emptied = true,
+                Err(error) if error.errno == libc::EINTR => {}
+                Err(error) if error.errno == libc::EAGAIN => {
+                    emptied = true;
+                    break;
+                }
                 // EIO: the last slave of the terminal is closed.
-                Err(_) => ended = true,
+                Err(_) => {
+                    ended = true;
+                    break;
+                }
             }
-            break;
         }
-        post_data(home, stream, *terminal, &mut records, &mut bytes, effects);
+        batch.post(effects);
+        if !*terminal {
+            resize(&found.fd, slots, core.slots());
+        }
         if emptied && *terminal && mark.is_some() {
             // A terminal cannot say how much waits in it, but when it has nothing it has nothing.
             *mark = Some(0);
@@ -236,15 +259,19 @@ impl State {
     fn away_pump_input(&mut self, name: Name, effects: &mut Effects) {
         let (home, stream) = name;
         let Some(found) = self.away.streams.get_mut(&name) else { return };
-        let Kind::Input { core } = &mut found.kind else { return };
-        let mut broken = no_reader(&found.fd);
-        while !broken && let Some(bytes) = core.next() {
-            match pipe::write(&found.fd, bytes) {
-                Ok(length) => core.fed(length),
-                Err(error) if error.errno == libc::EAGAIN => break,
-                Err(error) if error.errno == libc::EINTR => {}
-                Err(_) => broken = true,
+        let Kind::Input { core, slots } = &mut found.kind else { return };
+        let broken = no_reader(&found.fd);
+        let writable = dvs_sys::poll::one(&found.fd, libc::POLLOUT, Some(Duration::ZERO))
+            .is_ok_and(|events| events & libc::POLLOUT != 0);
+        // A pipe that is writable is not full: a slot was read, or nothing is in it.
+        if !broken && writable {
+            if pipe::available(&found.fd).is_ok_and(|left| left > 0)
+                && let Ok(reader) = pipe::reopen(&found.fd, libc::O_RDONLY | libc::O_NONBLOCK)
+                && let Ok(length) = pipe::read(&reader, &mut self.buffer)
+            {
+                core.taken_back(self.buffer.get(..length).unwrap_or_default());
             }
+            fill(&found.fd, &self.scratch, core, slots);
         }
         let available = pipe::available(&found.fd).unwrap_or(0);
         if let Some(total) = core.look(available)
@@ -292,7 +319,7 @@ impl State {
                 Kind::Input { .. } => {}
             }
             self.away_pump(name.0, name.1, effects);
-            if let Some(Stream { kind: Kind::Input { core }, .. }) =
+            if let Some(Stream { kind: Kind::Input { core, .. }, .. }) =
                 self.away.streams.get_mut(&name)
                 && let Some(total) = core.report()
             {
@@ -349,20 +376,69 @@ impl State {
     }
 }
 
-fn post_data(
+/// Records on their way into messages.
+#[derive(Default)]
+struct Batch {
     home: u16,
     stream: StreamId,
-    terminal: bool,
-    records: &mut Vec<u16>,
-    bytes: &mut Vec<u8>,
-    effects: &mut Effects,
-) {
-    let records = std::mem::take(records);
-    let bytes = std::mem::take(bytes);
-    if !bytes.is_empty() {
-        let records = if terminal { Vec::new() } else { records };
-        effects.post(home, CarryMessage::StreamData { stream, records, bytes });
+    /// Whether the lengths of the records mean anything.
+    structured: bool,
+    records: Vec<u16>,
+    bytes: Vec<u8>,
+}
+
+impl Batch {
+    fn add(&mut self, record: &[u8], effects: &mut Effects) {
+        if self.bytes.len() + record.len() > MAX_STREAM_DATA || self.records.len() >= MAX_RECORDS {
+            self.post(effects);
+        }
+        self.bytes.extend_from_slice(record);
+        if self.structured {
+            self.records.push(u16::try_from(record.len()).unwrap_or(u16::MAX));
+        }
     }
+
+    fn post(&mut self, effects: &mut Effects) {
+        if !self.bytes.is_empty() {
+            let (stream, records) = (self.stream, std::mem::take(&mut self.records));
+            let bytes = std::mem::take(&mut self.bytes);
+            effects.post(self.home, CarryMessage::StreamData { stream, records, bytes });
+        }
+    }
+}
+
+/// Gives a local pipe another size, if that is possible now.
+fn resize(fd: &OwnedFd, slots: &mut usize, wanted: usize) {
+    if *slots != wanted && pipe::set_capacity(fd, wanted * PAGE).is_ok() {
+        *slots = wanted;
+    }
+}
+
+/// Puts as much as possible into an empty local pipe, in one step and so that it is full.
+fn fill(fd: &OwnedFd, scratch: &(OwnedFd, OwnedFd), core: &mut InputFeeder, slots: &mut usize) {
+    let wanted = layout(core.unfed().len(), MAX_SLOTS).len();
+    if wanted == 0 {
+        return;
+    }
+    resize(fd, slots, wanted);
+    let writes = layout(core.unfed().len(), *slots);
+    if writes.len() < *slots {
+        // Could not be made smaller: no event would come from a part of it.
+        return;
+    }
+    let mut length = 0;
+    for write in writes {
+        let Some(bytes) = core.unfed().get(length..length + write) else { break };
+        match pipe::write(&scratch.1, bytes) {
+            Ok(count) if count == write => length += write,
+            _ => break,
+        }
+    }
+    let moved = pipe::splice(&scratch.0, fd, length).unwrap_or(0);
+    core.fed(moved);
+    // Nothing is left, unless the kernel moved less; what was not fed stays unfed.
+    let mut rest = [0; PAGE];
+    while moved < length && pipe::read(&scratch.0, &mut rest).is_ok_and(|count| count > 0) {}
 }
 
 pub(crate) fn window_size(size: TerminalSize) -> terminal::WindowSize {

@@ -269,7 +269,10 @@ impl State {
         let Some(found) = self.home.streams.get_mut(&stream) else { return };
         let Kind::Output { core, terminal } = &mut found.kind else { return };
         let mut broken = false;
-        while let Some(bytes) = core.next() {
+        loop {
+            // Looked at only where it matters: what seems to be one large write.
+            let free = if core.is_large() && !*terminal { room(&found.fd).unwrap_or(0) } else { 0 };
+            let Some(bytes) = core.next(free) else { break };
             match pipe::write(&found.fd, bytes) {
                 Ok(length) => core.wrote(length),
                 Err(error) if error.errno == libc::EAGAIN => break,
@@ -283,7 +286,7 @@ impl State {
         let free = if !core.wants_room() {
             Some(0)
         } else if *terminal {
-            Some(if core.next().is_none() { TERMINAL_ROOM } else { 0 })
+            Some(if core.next(0).is_none() { TERMINAL_ROOM } else { 0 })
         } else {
             room(&found.fd)
         };
