@@ -4,6 +4,7 @@
 //! handler runs on one thread at a time, so that its messages stay in order. What a handler sends to
 //! other handlers of this process runs after it, on the same thread, not inside it.
 
+use crate::batch;
 use crate::core::exchange::Key;
 use crate::core::inbox::Taken;
 use crate::endpoint::Message;
@@ -42,6 +43,8 @@ impl<T> Slot<T> {
     /// Waits. The exchange or the registry, which owns the other end, fills every slot at its
     /// deadline at the latest, or when the node is closed.
     pub(crate) fn wait(&self) -> T {
+        // What a batch of this thread holds back may be what is waited for.
+        batch::flush();
         let mut value = self.value.lock().unwrap();
         loop {
             if let Some(value) = value.take() {

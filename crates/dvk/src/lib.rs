@@ -27,6 +27,7 @@
 
 #![forbid(unsafe_code)]
 
+mod batch;
 pub mod core;
 mod dc;
 mod deliver;
@@ -44,6 +45,7 @@ pub use crate::core::exchange::{EndpointStatistics, ExchangeStatistics};
 pub use crate::core::frame::MAX_MESSAGE;
 pub use crate::core::inbox::MessageKind;
 pub use crate::core::link::{DownReason, LaneStatistics};
+pub use batch::batched;
 pub use dc::Dc;
 pub use endpoint::{Endpoint, Message, ReplyTo};
 pub use error::{CallError, ConnectError, NameError, ReceiveError};

@@ -1,5 +1,6 @@
 //! Taking connections, and reading from them.
 
+use crate::batch;
 use crate::core::frame::{Decoder, Frame, Kind};
 use crate::core::hello::{Hello, HelloError};
 use crate::core::link::{Goodbye, LinkError};
@@ -161,6 +162,8 @@ impl Reader {
             if frame.is_some() {
                 return Ok(frame);
             }
+            // What was sent because of earlier frames must not wait for later ones.
+            batch::flush();
             match (&*self.stream).read(&mut self.buffer) {
                 Ok(0) => return Ok(None),
                 Ok(length) => (self.start, self.end) = (0, length),
@@ -179,6 +182,7 @@ pub(crate) fn read(
     lane: Lane,
     reader: &mut Reader,
 ) -> Result<(), String> {
+    let batch = batch::Open::new();
     let result = loop {
         let frame = match reader.next() {
             Ok(Some(frame)) => frame,
@@ -199,6 +203,7 @@ pub(crate) fn read(
             }
         }
     };
+    drop(batch);
     let _ = reader.stream.shutdown(Shutdown::Both);
     peer.closed(shared, lane, connection);
     result

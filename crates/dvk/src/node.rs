@@ -372,6 +372,7 @@ impl Shared {
     /// Waits until a refused message may fit; returns early now and then.
     pub(crate) fn wait_for_room(&self, deadline: u64) {
         const LOOK_AGAIN: Duration = Duration::from_millis(5);
+        crate::batch::flush();
         self.room_waiters.fetch_add(1, Ordering::SeqCst);
         let guard = self.room.0.lock().unwrap();
         let rest = Duration::from_nanos(deadline.saturating_sub(self.now()));

@@ -7,6 +7,7 @@
 //!
 //! Locks: a peer's state may be held while the exchange's is taken, never the other way round.
 
+use crate::batch;
 use crate::core::exchange::Command;
 use crate::core::frame::Frame;
 use crate::core::hello::Hello;
@@ -260,14 +261,29 @@ impl Peer {
     }
 
     /// Sends a data frame in the session with a life; nothing happens if it is over.
-    pub(crate) fn send(&self, shared: &Arc<Shared>, incarnation: u64, lane: Lane, frame: Frame) {
+    pub(crate) fn send(
+        self: &Arc<Self>,
+        shared: &Arc<Shared>,
+        incarnation: u64,
+        lane: Lane,
+        frame: Frame,
+    ) {
         let mut state = self.lock();
         if state.link.incarnation() != Some(incarnation) {
             return;
         }
         let write = state.link.send(lane, frame).unwrap_or(false);
-        let write = write && !std::mem::replace(&mut state.writing[lane.index()], true);
+        if !write || state.writing[lane.index()] || batch::postpone(shared, self, lane) {
+            return;
+        }
+        state.writing[lane.index()] = true;
         drop(state);
+        self.write(shared, lane, false);
+    }
+
+    /// Writes what is there, if nobody does at the moment.
+    pub(crate) fn flush(&self, shared: &Arc<Shared>, lane: Lane) {
+        let write = !std::mem::replace(&mut self.lock().writing[lane.index()], true);
         if write {
             self.write(shared, lane, false);
         }
