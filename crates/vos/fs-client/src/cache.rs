@@ -161,15 +161,6 @@ impl Cache {
         })
     }
 
-    /// Whether the content of `inode` became stale since the mark.
-    #[must_use]
-    pub fn content_is_stale(&self, mark: Mark, inode: InodeId) -> bool {
-        self.since(
-            mark,
-            |logged| matches!(logged, Logged::One(Stale::Content(which)) if *which == inode),
-        )
-    }
-
     /// Something must not be kept any longer, nor be learned from replies under way.
     pub fn stale(&mut self, what: Stale) {
         match &what {
@@ -302,17 +293,6 @@ mod tests {
         assert_eq!(cache.log.len(), MAX_LOG);
         assert_eq!(cache.learn_name(mark, ROOT, b"a", None, Until::Always), Until::Never);
         assert_eq!(cache.learn_attributes(mark, attributes(2), Until::Always), Until::Never);
-    }
-
-    #[test]
-    fn content_is_stale_only_by_content() {
-        let mut cache = Cache::new();
-        let mark = cache.mark();
-        cache.stale(Stale::Attributes(inode(2)));
-        assert!(!cache.content_is_stale(mark, inode(2)));
-        cache.stale(Stale::Content(inode(2)));
-        assert!(cache.content_is_stale(mark, inode(2)));
-        assert!(!cache.content_is_stale(cache.mark(), inode(2)));
     }
 
     #[test]

@@ -275,3 +275,21 @@ fn aborting_ends_every_thread_and_every_waiter() {
         holder.finish();
     });
 }
+
+/// `DVS_RUN='pjdfstest -c ...' cargo test -p dvs-fs-client --test mount foreign -- --ignored
+/// --nocapture`: runs a foreign suite's command in a directory of a mount.
+#[test]
+#[ignore = "runs the command in DVS_RUN, by hand"]
+fn foreign() {
+    in_child("foreign", || {
+        let stub = Stub::new();
+        let node = mount(&stub, 1);
+        let command = std::env::var("DVS_RUN").unwrap_or_else(|_| "true".into());
+        let status = std::process::Command::new("sh")
+            .args(["-c", &command])
+            .current_dir(&node.path)
+            .status()
+            .unwrap();
+        assert!(status.success(), "{status}");
+    });
+}

@@ -57,7 +57,7 @@ fn sizes_modes_and_times_are_never_stale() {
             let file = fs::OpenOptions::new().write(true).open(a.at("f")).unwrap();
             file.set_len(size).unwrap();
             assert_eq!(fs::metadata(b.at("f")).unwrap().size(), size);
-            let mode = 0o600 | round % 0o77;
+            let mode = 0o600 | (round % 0o77);
             fs::set_permissions(b.at("f"), fs::Permissions::from_mode(mode)).unwrap();
             assert_eq!(fs::metadata(a.at("f")).unwrap().mode() & 0o777, mode);
         }

@@ -3,9 +3,8 @@
 use super::attached;
 use super::convert;
 use super::serve::{Answer, Served, Session};
-use crate::cache::Until;
 use dvs_fs::messages::{
-    AttributeChanges, Handle, InodeId, Lease, MAX_IO, MAX_NAME, Operation as Ask, Outcome,
+    AttributeChanges, Handle, Lease, MAX_IO, MAX_NAME, Operation as Ask, Outcome,
 };
 use dvs_sys::fuse::abi::{flag, open};
 use dvs_sys::fuse::reply::Body;
@@ -70,8 +69,7 @@ impl Session {
             self.client.perform(credentials, operation)?;
         }
         self.note_shared_memory(h, place, flags);
-        let mode = self.cache_mode(inode, flags, content)?;
-        body.open(check(handle)?, mode);
+        body.open(check(handle)?, self.cache_mode(flags, content));
         Ok(Answer::Body)
     }
 
@@ -132,8 +130,7 @@ impl Session {
         let made = self.made(entry, place)?;
         body.entry(&made);
         self.note_shared_memory(h, place, flags);
-        let inode = entry.attributes.ok_or(libc::EIO)?.inode;
-        body.open(check(handle)?, self.cache_mode(inode, flags, content)?);
+        body.open(check(handle)?, self.cache_mode(flags, content));
         Ok(Answer::Body)
     }
 
@@ -145,26 +142,17 @@ impl Session {
 
     /// How the kernel caches a file that is being opened. For writing: not at all, since a buffered
     /// write keeps its page locked until it is answered, and two nodes that write one file would
-    /// wait for each other's page. For reading: pages of earlier opens are kept if content and
-    /// attributes are under lease and the same file was in them.
-    fn cache_mode(&self, inode: InodeId, flags: u32, content: Lease) -> Result<u32, i32> {
+    /// wait for each other's page. For reading: pages of earlier opens are kept if the server says
+    /// that they are still right. (If it recalls them meanwhile, they are dropped before or after
+    /// this, and read anew.)
+    fn cache_mode(&self, flags: u32, content: Lease) -> u32 {
         if writes(flags) && self.writes_directly() {
-            return Ok(open::DIRECT_IO);
+            open::DIRECT_IO
+        } else if content.milliseconds > 0 {
+            open::KEEP_CACHE
+        } else {
+            0
         }
-        if content.milliseconds == u32::MAX {
-            return Ok(open::KEEP_CACHE);
-        }
-        let now = match self.client.kept_attributes(inode) {
-            Some((attributes, until)) if until != Until::Never => {
-                Some((attributes.size, attributes.modified))
-            }
-            _ => None,
-        };
-        let mut nodes = self.nodes.lock().unwrap();
-        let node = nodes.of(inode).ok_or(libc::ESTALE)?;
-        let same = now.is_some() && node.content == now && content.milliseconds > 0;
-        node.content = now;
-        Ok(if same { open::KEEP_CACHE } else { 0 })
     }
 
     pub(super) fn read(

@@ -41,7 +41,7 @@ impl Invalidator for Kernel {
     }
 
     fn content(&self, inode: InodeId) {
-        if let Some((id, ())) = self.id(inode, |node| node.content = None) {
+        if let Some((id, ())) = self.id(inode, |_| ()) {
             let _ = self.device.invalidate_inode(id, 0, 0);
         }
     }

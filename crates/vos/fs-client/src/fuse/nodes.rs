@@ -2,7 +2,7 @@
 //!
 //! An id is never used twice, so the generation that the kernel wants beside it is always 0.
 
-use dvs_fs::messages::{InodeId, ROOT, Time};
+use dvs_fs::messages::{InodeId, ROOT};
 use dvs_sys::fuse::abi::ROOT_ID;
 use std::collections::HashMap;
 
@@ -41,8 +41,6 @@ pub(super) struct Node {
     pub(super) confirmed: bool,
     /// Where it was looked up.
     pub(super) place: Place,
-    /// Size and modification time that the kernel's pages belong to.
-    pub(super) content: Option<(u64, Time)>,
     /// Whether a record lock was ever asked for here; closing then must be told to the server.
     pub(super) locked: bool,
     /// Whether the kernel was told to keep names in this directory.
@@ -155,7 +153,6 @@ impl Node {
             references: 0,
             confirmed: false,
             place,
-            content: None,
             locked: false,
             keeps_names: false,
         }

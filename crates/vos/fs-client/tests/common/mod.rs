@@ -37,7 +37,7 @@ pub fn in_child(name: &str, body: impl FnOnce()) {
         return;
     }
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args([name, "--exact", "--nocapture", "--test-threads=1"])
+        .args([name, "--exact", "--nocapture", "--test-threads=1", "--include-ignored"])
         .env(CHILD, name)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -47,12 +47,13 @@ pub fn in_child(name: &str, body: impl FnOnce()) {
         .unwrap();
     let group = child.id();
     let output = drain(child.stdout.take().unwrap(), child.stderr.take().unwrap());
-    let status = wait_for(&mut child, WAIT * 2);
+    let by_hand = std::env::var_os("DVS_RUN").is_some();
+    let status = wait_for(&mut child, if by_hand { WAIT * 30 } else { WAIT * 2 });
     // The test's own processes, whatever became of it. None of them leaves its group.
     let _ = dvs_sys::process::kill(-i32::try_from(group).unwrap(), libc::SIGKILL);
     let text = output.join().unwrap();
     match status {
-        Some(status) if status.success() => {}
+        Some(status) if status.success() => println!("{}", if by_hand { &text } else { "" }),
         Some(status) => panic!("{name}: {status}\n{text}"),
         None => {
             let _ = child.wait();

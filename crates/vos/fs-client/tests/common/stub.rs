@@ -86,7 +86,7 @@ impl FsTransport for Link {
         if self.gone.load(Ordering::Relaxed) {
             return Err(TransportError::Gone);
         }
-        let reply = self.stub.call(request);
+        let reply = self.stub.call(&request);
         let lose = self.lose.load(Ordering::Relaxed);
         let count = self.count.fetch_add(1, Ordering::Relaxed);
         if lose != 0 && count % lose == lose - 1 {
@@ -97,7 +97,7 @@ impl FsTransport for Link {
 
     fn post(&self, request: Request) {
         if !self.gone.load(Ordering::Relaxed) {
-            self.stub.call(request);
+            self.stub.call(&request);
         }
     }
 }
@@ -146,7 +146,7 @@ impl Stub {
         self.state.lock().unwrap().executed.values().filter(|count| **count > 1).count()
     }
 
-    fn call(&self, request: Request) -> Reply {
+    fn call(&self, request: &Request) -> Reply {
         let mut state = self.state.lock().unwrap();
         let key = (request.client, request.sequence);
         if let Some(reply) = state.replies.get(&key) {
@@ -157,7 +157,7 @@ impl Stub {
         });
         *state.executed.entry(key).or_default() += 1;
         *state.requests.entry(kind(&request.operation)).or_default() += 1;
-        let result = self.execute(state, &request);
+        let result = self.execute(state, request);
         let reply = Reply { sequence: request.sequence, result };
         self.state.lock().unwrap().replies.insert(key, reply.clone());
         reply
@@ -189,7 +189,7 @@ impl Stub {
                     self.changed.notify_all();
                 }
                 if !stale.is_empty() {
-                    self.recall(state, request.client, stale);
+                    self.recall(state, request.client, &stale);
                 }
                 result
             }
@@ -197,7 +197,7 @@ impl Stub {
     }
 
     /// Recalls from all other clients and waits until they have obeyed.
-    fn recall(&self, mut state: MutexGuard<'_, State>, from: ClientId, stale: Vec<Stale>) {
+    fn recall(&self, mut state: MutexGuard<'_, State>, from: ClientId, stale: &[Stale]) {
         let others: Vec<Arc<Client>> = state
             .clients
             .iter()
@@ -214,7 +214,7 @@ impl Stub {
         }
         drop(state);
         for (client, number) in others.iter().zip(&numbers) {
-            client.deliver(Notice::Recall { number: *number, stale: stale.clone() });
+            client.deliver(Notice::Recall { number: *number, stale: stale.to_vec() });
         }
         let end = Instant::now() + Duration::from_secs(20);
         let mut state = self.state.lock().unwrap();
@@ -225,7 +225,7 @@ impl Stub {
             }
             state = self.changed.wait_timeout(state, Duration::from_millis(100)).unwrap().0;
         }
-        for what in &stale {
+        for what in stale {
             let at = state.changing.iter().position(|other| other == what).unwrap();
             state.changing.swap_remove(at);
         }
