@@ -64,9 +64,12 @@ impl Personality {
             // The call goes on natively; a seized thread can be let go only from a stop.
             let _ = ptrace::interrupt(caller.thread);
             let _ = self.listener.proceed(caller.call);
-            let stop = process::wait(-1, libc::__WALL | libc::__WNOTHREAD, 0);
-            if let Ok(Some(stop)) = stop {
-                let _ = ptrace::detach(stop.pid, 0);
+            while let Ok(stop) = process::wait(-1, libc::__WALL | libc::__WNOTHREAD, 0) {
+                let Some(stop) = stop else { continue };
+                let over = matches!(stop.state, WaitState::Exited(_) | WaitState::Killed(..));
+                if over || ptrace::detach(stop.pid, 0).is_ok() {
+                    break;
+                }
             }
         }
         prepared
@@ -87,8 +90,12 @@ impl Personality {
                 WaitState::Exited(_) | WaitState::Killed(..) => return Conversion::Gone,
                 WaitState::Continued => continue,
                 WaitState::Stopped(libc::SIGTRAP, EVENT_EXEC) => {
-                    let _ = ptrace::detach(task, 0);
-                    return Conversion::Ghost;
+                    // One that is being killed cannot be detached, and its parent does not see its end
+                    // before its tracer has: the next wait does.
+                    if ptrace::detach(task, 0).is_ok() {
+                        return Conversion::Ghost;
+                    }
+                    Ok(())
                 }
                 WaitState::Stopped(libc::SIGTRAP, EVENT_STOP) if !changed => {
                     changed = true;
@@ -110,7 +117,10 @@ impl Personality {
                             let done = self
                                 .execute(task, caller, None)
                                 .and_then(|()| ptrace::detach(task, 0));
-                            return if done.is_ok() { Conversion::Own } else { Conversion::Gone };
+                            if done.is_ok() {
+                                return Conversion::Own;
+                            }
+                            done
                         }
                         Ok(_) => ptrace::cont_to_syscall(task, 0),
                         Err(error) => Err(error),

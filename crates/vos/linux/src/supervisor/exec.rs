@@ -73,8 +73,10 @@ impl Personality {
                 placement.uncount(node);
                 placement.count(self.config.node, self.now());
                 drop(placement);
-                self.counters.stayed(call.pid, reason);
-                let _ = self.listener.proceed(call.id);
+                // A caller that was killed meanwhile has not stayed for any reason.
+                if self.listener.proceed(call.id).is_ok() {
+                    self.counters.stayed(call.pid, reason);
+                }
                 return;
             }
         };

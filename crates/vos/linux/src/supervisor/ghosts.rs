@@ -121,7 +121,8 @@ fn name_of(path: &[u8]) -> [u8; 16] {
 impl Personality {
     pub(crate) fn watch_ghost(&self, future: GhostToBe) -> Result<(), dvs_sys::error::SysError> {
         let handle = Arc::new(future.handle);
-        self.watcher.add(handle.as_fd(), libc::EPOLLIN as u32, future.placement.0)?;
+        let once = (libc::EPOLLIN | libc::EPOLLONESHOT) as u32;
+        self.watcher.add(handle.as_fd(), once, future.placement.0)?;
         let mut ghosts = self.ghosts.lock().unwrap();
         ghosts.by_process.insert(future.process, future.pid);
         let ghost = Ghost {

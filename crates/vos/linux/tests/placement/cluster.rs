@@ -167,7 +167,7 @@ impl Cluster {
             pid: None,
             path: bytes("/bin/bash"),
             search_path: false,
-            arguments: vec![bytes("bash"), bytes("-c"), bytes(script)],
+            arguments: vec![bytes("/bin/bash"), bytes("-c"), bytes(script)],
             environment: vec![bytes("PATH=/usr/bin:/bin"), bytes("LC_ALL=C")],
             directory: bytes(directory.to_str().unwrap()),
             umask: 0o022,
