@@ -142,6 +142,13 @@ pub(crate) struct Waiting {
     since: Instant,
 }
 
+impl Waiting {
+    /// How long ago its name was given.
+    pub(crate) fn age(&self, now: Instant) -> Duration {
+        now.duration_since(self.since)
+    }
+}
+
 /// Those that wait, by name.
 #[derive(Default)]
 pub(crate) struct WaitingTable(HashMap<Vec<u8>, Waiting>);
@@ -158,7 +165,7 @@ impl WaitingTable {
         let over: Vec<Vec<u8>> = self
             .0
             .iter()
-            .filter(|(_, waiting)| now.duration_since(waiting.since) >= NAME_LIFE)
+            .filter(|(_, waiting)| waiting.age(now) >= NAME_LIFE)
             .map(|(name, _)| name.clone())
             .collect();
         let over = over.iter().filter_map(|name| self.0.remove(name)).collect();
@@ -173,7 +180,7 @@ impl WaitingTable {
 
     /// Takes the description of a name, if its time is not over.
     pub(crate) fn take(&mut self, name: &[u8], now: Instant) -> Option<Waiting> {
-        if now.duration_since(self.0.get(name)?.since) >= NAME_LIFE {
+        if self.0.get(name)?.age(now) >= NAME_LIFE {
             return None;
         }
         self.0.remove(name)

@@ -10,7 +10,9 @@ use dvs_fs_client::{AttachToken, Attached, CallId, Moved, Position, RemoteDescri
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
@@ -251,10 +253,22 @@ fn a_file_of_the_tree_is_itself() {
                 assert_eq!(fs::metadata(node.at("log")).unwrap().size(), text.len() as u64);
             }
         }
-        // The same inode, also by the descriptor.
+        // Whoever has the name may open it, as who inherits a descriptor may use it.
+        fs::set_permissions(a.at("log"), fs::Permissions::from_mode(0o600)).unwrap();
+        let like = Attached { position: home.position(), ..like };
         let token = b.client.attach(Arc::new(View(Arc::clone(&home))), like).unwrap();
-        let shown = b.shell(&format!("exec 9> {}; stat -L -c %i /proc/self/fd/9", token.name()));
-        assert_eq!(shown, number.to_string());
+        let at = like.position.to_string();
+        let mut command = common::helper("write-line", &b.at(token.name()), &["nobody", "1", &at]);
+        assert!(command.uid(65534).gid(65534).status().unwrap().success());
+        assert!(fs::read_to_string(b.at("log")).unwrap().ends_with("nobody 0\n"));
+        let mut command = common::helper("append", &b.at("log"), &["nobody", "1"]);
+        let refused = command.uid(65534).gid(65534).stderr(Stdio::null()).status().unwrap();
+        assert_eq!(refused.code(), Some(1), "the file itself stays closed to it");
+        // The same inode, and its true attributes, also by the descriptor.
+        let token = b.client.attach(Arc::new(View(Arc::clone(&home))), like).unwrap();
+        let shown =
+            b.shell(&format!("exec 9> {}; stat -L -c '%i %a' /proc/self/fd/9", token.name()));
+        assert_eq!(shown, format!("{number} 600"));
     });
 }
 

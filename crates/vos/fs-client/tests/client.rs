@@ -240,11 +240,7 @@ fn a_recall_while_the_reply_is_under_way_makes_it_not_cacheable() {
     script.step(move |request| {
         // The server has answered; before the answer arrives, somebody changes the file.
         recalled.deliver(Notice::Recall { number: 1, stale: vec![Stale::Attributes(inode(5))] });
-        let outcome = match entry(5, 10) {
-            Outcome::Entry(entry) => Outcome::Entry(entry),
-            other => other,
-        };
-        Ok(Reply { sequence: request.sequence, result: Ok(outcome) })
+        Ok(Reply { sequence: request.sequence, result: Ok(entry(5, 10)) })
     });
     let found = client.lookup(WHO, ROOT, b"a").unwrap();
     assert_eq!(found.attributes_until, Until::Never);

@@ -2,7 +2,7 @@
 
 use super::convert;
 use super::serve::{Answer, Served, Session};
-use crate::attach::{CallId, LocalOffset, RemoteDescription, Waiting};
+use crate::attach::{CallId, LocalOffset, NAME_LIFE, RemoteDescription, Waiting};
 use dvs_fs::messages::{
     Attributes, Credentials, Handle, InodeId, LockKind, Operation as Ask, Outcome, Stale,
 };
@@ -11,6 +11,7 @@ use dvs_sys::fuse::{Device, Header};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 /// The bit that tells handles of attached descriptions from the server's.
 const ATTACHED: u64 = 1 << 63;
@@ -75,19 +76,32 @@ impl AttachedTable {
         Some(handle)
     }
 
-    /// Attributes of an object outside the tree.
-    pub(super) fn attributes(&self, node: u64, handle: Option<u64>) -> Result<Attributes, i32> {
-        let description = {
-            let table = self.table.lock().unwrap();
-            let open = || table.open.values().find(|file| file.node == node);
-            let file = handle.and_then(|handle| table.open.get(&handle)).or_else(open);
-            let looked_up = || {
-                let mut all = table.looked_up.iter();
-                all.find(|((at, _), _)| *at == node).map(|(_, waiting)| &waiting.description)
-            };
-            file.map(|file| &file.description).or_else(looked_up).cloned()
-        };
-        description.ok_or(libc::ESTALE)?.attributes()
+    /// Notes what a thread has looked up; the answer: descriptions that were never opened, whose
+    /// time is over, to be closed.
+    fn look_up(&self, node: u64, pid: u32, waiting: Waiting) -> Vec<Waiting> {
+        let mut table = self.table.lock().unwrap();
+        let now = Instant::now();
+        let old = |waiting: &Waiting| waiting.age(now) >= NAME_LIFE;
+        let keys: Vec<_> =
+            table.looked_up.iter().filter(|(_, it)| old(it)).map(|(key, _)| *key).collect();
+        let mut over: Vec<_> = keys.iter().filter_map(|key| table.looked_up.remove(key)).collect();
+        if table.looked_up.len() >= MAX_LOOKED_UP {
+            over.push(waiting);
+        } else {
+            over.extend(table.looked_up.insert((node, pid), waiting));
+        }
+        over
+    }
+
+    /// What this thread has looked up and not yet opened.
+    fn looked_up(&self, node: u64, pid: u32) -> Option<Waiting> {
+        let table = self.table.lock().unwrap();
+        if table.looked_up.is_empty() { None } else { table.looked_up.get(&(node, pid)).cloned() }
+    }
+
+    /// An open description of a node.
+    fn of_node(&self, node: u64) -> Option<Arc<AttachedFile>> {
+        self.table.lock().unwrap().open.values().find(|file| file.node == node).cloned()
     }
 
     /// The kernel forgot a node: nothing that was looked up under it will be opened.
@@ -126,35 +140,40 @@ impl Session {
     /// LOOKUP of an attached description's name. It is good once.
     pub(super) fn lookup_attached(&self, h: &Header, name: &[u8], body: &mut Body) -> Served {
         let waiting = self.client.take_attached(name).ok_or(libc::ENOENT)?;
-        let attributes = match waiting.like.inode {
-            Some(inode) => self.client.attributes(convert::credentials(h), inode).map(|it| it.0),
-            None => waiting.description.attributes(),
-        };
-        let attributes = match attributes {
+        let attributes = match self.attributes_of(h, &waiting) {
             Ok(attributes) => attributes,
             Err(errno) => {
                 waiting.description.closed();
                 return Err(errno);
             }
         };
-        let node = {
-            let mut nodes = self.nodes.lock().unwrap();
-            match waiting.like.inode {
-                Some(inode) => nodes.enter_uncounted(inode),
-                None => nodes.enter_foreign(),
-            }
-        };
-        let replaced = {
-            let mut table = self.attached.table.lock().unwrap();
-            let full = table.looked_up.len() >= MAX_LOOKED_UP;
-            let key = (node, h.pid);
-            if full { Some(waiting) } else { table.looked_up.insert(key, waiting) }
-        };
-        if let Some(waiting) = replaced {
-            waiting.description.closed();
+        let node = self.nodes.lock().unwrap().enter_attached(waiting.like.inode);
+        for over in self.attached.look_up(node, h.pid, waiting) {
+            over.description.closed();
         }
         body.entry(&Entry { node, attr: convert::attr(&attributes), ..Entry::default() });
         Ok(Answer::Body)
+    }
+
+    /// What a description looks like until it is open: who has its name may open it, whoever may
+    /// open the file.
+    fn attributes_of(&self, h: &Header, waiting: &Waiting) -> Result<Attributes, i32> {
+        let attributes = match waiting.like.inode {
+            Some(inode) => self.client.attributes(convert::credentials(h), inode)?.0,
+            None => waiting.description.attributes()?,
+        };
+        Ok(Attributes { mode: attributes.mode | 0o666, ..attributes })
+    }
+
+    /// Attributes of an attached description's node.
+    pub(super) fn attached_attributes(&self, h: &Header) -> Result<Attributes, i32> {
+        if let Some(waiting) = self.attached.looked_up(h.node, h.pid) {
+            return self.attributes_of(h, &waiting);
+        }
+        match self.node(h.node, |node| node.inode)? {
+            Some(inode) => Ok(self.client.attributes(convert::credentials(h), inode)?.0),
+            None => self.attached.of_node(h.node).ok_or(libc::ESTALE)?.description.attributes(),
+        }
     }
 
     pub(super) fn read_attached(

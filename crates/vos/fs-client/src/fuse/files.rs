@@ -17,9 +17,10 @@ use std::time::Duration;
 const MAX_COPY: u64 = 64 << 20;
 
 impl Session {
-    pub(super) fn get_attr(&self, h: &Header, handle: Option<u64>, body: &mut Body) -> Served {
-        let Some(inode) = self.node(h.node, |node| node.inode)? else {
-            let attributes = self.attached.attributes(h.node, handle)?;
+    pub(super) fn get_attr(&self, h: &Header, body: &mut Body) -> Served {
+        let (inode, attached) = self.node(h.node, |node| (node.inode, node.attached))?;
+        let (Some(inode), false) = (inode, attached) else {
+            let attributes = self.attached_attributes(h)?;
             body.attr_out(Duration::ZERO, &convert::attr(&attributes));
             return Ok(Answer::Body);
         };

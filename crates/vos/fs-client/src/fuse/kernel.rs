@@ -18,38 +18,36 @@ impl Kernel {
         Kernel { session: Arc::downgrade(session), device }
     }
 
-    /// The id of an object, and what `note` takes from its node.
-    fn id<T>(
-        &self,
-        inode: InodeId,
-        note: impl FnOnce(&mut super::nodes::Node) -> T,
-    ) -> Option<(u64, T)> {
-        let session = self.session.upgrade()?;
-        let mut nodes = session.nodes.lock().unwrap();
-        let id = nodes.id(inode)?;
-        let noted = note(nodes.of(inode)?);
-        Some((id, noted))
+    /// The ids under which the kernel may know an object.
+    fn ids(&self, inode: InodeId) -> Vec<u64> {
+        let session = self.session.upgrade();
+        session.map_or_else(Vec::new, |session| session.nodes.lock().unwrap().ids(inode))
     }
 }
 
 impl Invalidator for Kernel {
     fn attributes(&self, inode: InodeId) {
-        if let Some((id, ())) = self.id(inode, |_| ()) {
+        for id in self.ids(inode) {
             // A negative offset: no pages, so nothing to wait for.
             let _ = self.device.invalidate_inode(id, -1, 0);
         }
     }
 
     fn content(&self, inode: InodeId) {
-        if let Some((id, ())) = self.id(inode, |_| ()) {
+        for id in self.ids(inode) {
             let _ = self.device.invalidate_inode(id, 0, 0);
         }
     }
 
     fn name(&self, parent: InodeId, name: &[u8]) {
         // Names are kept by the client, except where the kernel was told that they never change.
-        if let Some((id, true)) = self.id(parent, |node| node.keeps_names) {
-            let _ = self.device.invalidate_entry(id, name);
+        let Some(session) = self.session.upgrade() else { return };
+        let keeps =
+            session.nodes.lock().unwrap().of(parent).is_some_and(|directory| directory.keeps_names);
+        if keeps {
+            for id in self.ids(parent) {
+                let _ = self.device.invalidate_entry(id, name);
+            }
         }
     }
 }

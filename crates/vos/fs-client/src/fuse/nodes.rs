@@ -32,6 +32,8 @@ impl Place {
 pub(super) struct Node {
     /// The object; `None`: an attached description outside the tree.
     pub(super) inode: Option<InodeId>,
+    /// Whether it stands for an attached description.
+    pub(super) attached: bool,
     /// The kernel's references.
     pub(super) lookups: u64,
     /// The server's count of this client's references.
@@ -52,6 +54,7 @@ pub(super) struct Node {
 pub(super) struct Nodes {
     by_id: HashMap<u64, Node>,
     by_inode: HashMap<InodeId, u64>,
+    attached: HashMap<InodeId, Vec<u64>>,
     last: u64,
 }
 
@@ -62,6 +65,7 @@ impl Nodes {
         Nodes {
             by_id: HashMap::from([(ROOT_ID, root)]),
             by_inode: HashMap::from([(ROOT, ROOT_ID)]),
+            attached: HashMap::new(),
             last: ROOT_ID,
         }
     }
@@ -73,9 +77,10 @@ impl Nodes {
         Some(node)
     }
 
-    /// The id of an object.
-    pub(super) fn id(&self, inode: InodeId) -> Option<u64> {
-        self.by_inode.get(&inode).copied()
+    /// The ids of an object: its own, and those of attached descriptions of it.
+    pub(super) fn ids(&self, inode: InodeId) -> Vec<u64> {
+        let attached = self.attached.get(&inode).into_iter().flatten();
+        self.by_inode.get(&inode).into_iter().chain(attached).copied().collect()
     }
 
     /// The node of an object, without the kernel having named it.
@@ -101,21 +106,16 @@ impl Nodes {
         Some(id)
     }
 
-    /// As [`Self::enter`] without a reference at the server, also for an object not known here.
-    pub(super) fn enter_uncounted(&mut self, inode: InodeId) -> u64 {
-        let id = match self.by_inode.get(&inode) {
-            Some(id) => *id,
-            None => self.insert(Node::new(Some(inode), Place::Elsewhere)),
-        };
-        if let Some(node) = self.by_id.get_mut(&id) {
-            node.lookups += 1;
+    /// An id of its own for an attached description, whether its file is in the tree or not: so it
+    /// can be opened with the rights of the description, not of the file.
+    pub(super) fn enter_attached(&mut self, inode: Option<InodeId>) -> u64 {
+        self.last += 1;
+        let node = Node { lookups: 1, attached: true, ..Node::new(inode, Place::Elsewhere) };
+        self.by_id.insert(self.last, node);
+        if let Some(inode) = inode {
+            self.attached.entry(inode).or_default().push(self.last);
         }
-        id
-    }
-
-    /// The kernel gets a reference to an object outside the tree.
-    pub(super) fn enter_foreign(&mut self) -> u64 {
-        self.insert(Node { lookups: 1, ..Node::new(None, Place::Elsewhere) })
+        self.last
     }
 
     /// The kernel drops references. The answer: the object, if that was the last of them, and how
@@ -131,6 +131,15 @@ impl Nodes {
         }
         let node = self.by_id.remove(&id)?;
         let inode = node.inode?;
+        if node.attached {
+            if let Some(ids) = self.attached.get_mut(&inode) {
+                ids.retain(|other| *other != id);
+                if ids.is_empty() {
+                    self.attached.remove(&inode);
+                }
+            }
+            return None;
+        }
         self.by_inode.remove(&inode);
         Some((inode, node.references))
     }
@@ -149,6 +158,7 @@ impl Node {
     fn new(inode: Option<InodeId>, place: Place) -> Node {
         Node {
             inode,
+            attached: false,
             lookups: 0,
             references: 0,
             confirmed: false,
@@ -176,7 +186,7 @@ mod tests {
         assert_eq!(nodes.enter(inode(5), Place::Elsewhere, true), Some(id));
         assert_eq!(nodes.forget(id, 2), None);
         assert_eq!(nodes.forget(id, 1), Some((inode(5), 2)));
-        assert_eq!(nodes.id(inode(5)), None);
+        assert!(nodes.ids(inode(5)).is_empty());
         let again = nodes.enter(inode(5), Place::Elsewhere, true).unwrap();
         assert_ne!(again, id, "an id is never used twice");
     }
@@ -185,13 +195,24 @@ mod tests {
     fn forgetting_too_much_or_the_root_does_no_harm() {
         let mut nodes = Nodes::new();
         assert_eq!(nodes.forget(ROOT_ID, u64::MAX), None);
-        assert_eq!(nodes.id(ROOT), Some(ROOT_ID));
+        assert_eq!(nodes.ids(ROOT), [ROOT_ID]);
         let id = nodes.enter(inode(5), Place::Elsewhere, true).unwrap();
         assert_eq!(nodes.forget(id, u64::MAX), Some((inode(5), 1)));
         assert_eq!(nodes.forget(id, 1), None);
-        let foreign = nodes.enter_foreign();
+        let foreign = nodes.enter_attached(None);
         assert_eq!(nodes.forget(foreign, 1), None);
         assert!(nodes.get(foreign).is_none());
+    }
+
+    #[test]
+    fn an_attached_description_has_an_id_of_its_own() {
+        let mut nodes = Nodes::new();
+        let id = nodes.enter(inode(5), Place::Elsewhere, true).unwrap();
+        let attached = nodes.enter_attached(Some(inode(5)));
+        assert_eq!(nodes.ids(inode(5)), [id, attached]);
+        assert_eq!(nodes.forget(attached, 1), None, "the server has counted nothing");
+        assert_eq!(nodes.ids(inode(5)), [id]);
+        assert_eq!(nodes.enter(inode(5), Place::Elsewhere, false), Some(id));
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub const MOUNT_WAIT: Duration = Duration::from_secs(30);
 /// Pause between two looks whether it is mounted.
 const MOUNT_PAUSE: Duration = Duration::from_millis(1);
 /// Idle threads kept beyond those that are always there.
-const KEEP_IDLE: usize = 2;
+const KEEP_IDLE: usize = 6;
 /// Bytes of a reader's buffer: the largest write and its headers.
 const BUFFER: usize = MAX_IO + 4096;
 /// A reader's stack.
