@@ -3,6 +3,7 @@
 //! Each module wraps one part of the kernel's interface in safe types; every `unsafe` block says the
 //! invariant that makes it sound. Nothing here knows what a DC is.
 
+pub mod birth;
 pub mod capability;
 pub mod clock;
 pub mod descriptor;
