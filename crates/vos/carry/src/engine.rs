@@ -267,7 +267,7 @@ impl Engine {
                 if state.home_knows_output(from, stream) {
                     state.home_data(from, stream, records, bytes, effects);
                 } else {
-                    state.away_data(from, stream, bytes, effects);
+                    state.away_data(from, stream, &bytes, effects);
                 }
             }
             CarryMessage::StreamCredit { stream, total } => {

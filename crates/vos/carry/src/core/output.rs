@@ -16,15 +16,17 @@ use crate::messages::MAX_RECORD;
 /// Most bytes that a sender may have under way, whatever room there is.
 pub const MAX_WINDOW: u64 = 256 << 10;
 /// Credit below which the receiver looks whether it can give more.
-const LOW_CREDIT: u64 = 32 << 10;
+const LOW_CREDIT: u64 = 48 << 10;
+/// Credit that is worth a message.
+const WORTHWHILE: u64 = 8 << 10;
 /// Credit below which a sender stops: the next record might not fit.
 const STALLED: u64 = MAX_RECORD as u64;
 /// Most slots of a local pipe: as a native pipe has.
 pub const MAX_SLOTS: usize = 16;
 /// Records that must have been seen before their size is judged.
 const JUDGED_RECORDS: usize = 8;
-/// Mean size of records up to which [`MAX_SLOTS`] of them hold no more than one page.
-const SMALL_RECORD: usize = MAX_RECORD / MAX_SLOTS;
+/// Bytes after which a writer counts as one of bulk data.
+const BULK: u64 = 1 << 20;
 /// Room beyond a large write that must be free before it is written with one call; other writers
 /// would have to fill it between two system calls for the write to be cut.
 const MARGIN: usize = 4 * MAX_RECORD;
@@ -102,16 +104,18 @@ impl OutputSender {
 
     /// [`OutputSender::slots`] when so many bytes more will have been taken.
     ///
-    /// A quarter of the credit: the pipe can be made smaller only in a moment when little is in it,
-    /// and so there are several such moments before the credit is used up. All of the credit for
-    /// writers of small records, which would not use the bytes.
+    /// What is in them shall be a quarter of the credit, judged by the size of the last records: the
+    /// pipe can be made smaller only in a moment when little is in it, and so there are several such
+    /// moments before the credit is used up. Bulk data get all of it: of a writer that has passed so
+    /// much, hardly one ends within the last few pages.
     #[must_use]
     pub fn after(&self, length: usize) -> usize {
         let pages = self.most().saturating_sub(length) / MAX_RECORD;
-        let small =
-            self.recent.0 >= JUDGED_RECORDS && self.recent.1 <= self.recent.0 * SMALL_RECORD;
-        let pages = if small { pages } else { pages / 4 };
-        1 << pages.clamp(1, MAX_SLOTS).ilog2()
+        let share = if self.taken >= BULK { pages } else { pages / 4 };
+        let (records, bytes) = self.recent;
+        let record = if records >= JUDGED_RECORDS { (bytes / records).max(1) } else { MAX_RECORD };
+        let slots = share.max(1) * MAX_RECORD / record;
+        1 << slots.min(pages).clamp(1, MAX_SLOTS).ilog2()
     }
 }
 
@@ -250,7 +254,7 @@ impl OutputReceiver {
         let total = self.written + (room as u64).min(MAX_WINDOW);
         let left = self.granted - self.received;
         let more = total.saturating_sub(self.granted);
-        if more == 0 || (left >= STALLED && more < LOW_CREDIT / 2) {
+        if more == 0 || (left >= STALLED && more < WORTHWHILE) {
             return None;
         }
         self.granted = total;
@@ -360,6 +364,6 @@ mod tests {
         for _ in 0..3 {
             sender.took(MAX_RECORD);
         }
-        assert_eq!(sender.slots(), 2);
+        assert_eq!(sender.slots(), 8, "fewer as they grow");
     }
 }

@@ -118,7 +118,7 @@ impl State {
         &mut self,
         from: u16,
         stream: StreamId,
-        bytes: Vec<u8>,
+        bytes: &[u8],
         effects: &mut Effects,
     ) {
         let name = (from, stream);
@@ -126,7 +126,7 @@ impl State {
         else {
             return;
         };
-        if core.data(&bytes).is_ok() {
+        if core.data(bytes).is_ok() {
             self.away_pump(from, stream, effects);
         } else {
             self.away_remove(name);
