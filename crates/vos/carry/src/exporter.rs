@@ -56,6 +56,9 @@ impl Exporter {
         for one in seen {
             prepared.push_back((one.descriptor.number, self.prepare(one)?));
         }
+        if let Some(number) = may_be_asked(&prepared) {
+            return Err(Refusal::TerminalInput { number });
+        }
         self.engine.locked(|state, effects| {
             let result = start(state, to, program, &mut prepared);
             if result.is_err() {
@@ -185,6 +188,21 @@ enum Prepared {
         attributes: FileAttributes,
         path: Vec<u8>,
     },
+}
+
+/// A pager reads a pipe and asks its user through the terminal that it writes to. So of the programs
+/// whose output is a terminal, those that read a pipe stay at home; a compiler does not, nor do make's
+/// jobs, whose pipe is at its end.
+fn may_be_asked(prepared: &VecDeque<(i32, Prepared)>) -> Option<i32> {
+    if !prepared.iter().any(|(_, one)| matches!(one, Prepared::Input { .. })) {
+        return None;
+    }
+    prepared.iter().find_map(|(number, one)| match one {
+        Prepared::Terminal { flags, .. } if access(flags.cast_signed()) != libc::O_WRONLY => {
+            Some(*number)
+        }
+        _ => None,
+    })
 }
 
 /// Enters what was prepared into the tables. What is left in the list is closed by the caller.

@@ -20,7 +20,8 @@
 //!
 //! Known limits: a process at home that reads from a pipe at the same time as a placed program may see
 //! bytes that the program sees too; status flags changed after the placement are not carried; a
-//! terminal is carried for output only; `splice`, `F_SETPIPE_SZ` and the like act on the local pipe.
+//! terminal is carried for output only (a program that reads a pipe and could ask its user through a
+//! terminal stays at home); `splice`, `F_SETPIPE_SZ` and the like act on the local pipe.
 
 #![forbid(unsafe_code)]
 

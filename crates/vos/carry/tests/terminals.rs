@@ -70,7 +70,8 @@ fn a_child_that_stays_does_not_hold_the_drain() {
     let (master, slave) = terminal();
     let (input_read, input_write) = pipe();
     let program = Pair::program();
-    let descriptors = vec![inherited(0, input_read), inherited(1, slave)];
+    let write_only = dvs_sys::pipe::reopen(&slave, libc::O_WRONLY).unwrap();
+    let descriptors = vec![inherited(0, input_read), inherited(1, write_only)];
     let locals = pair.carry(program, descriptors).unwrap();
     let mut body = spawn("exec 3<&0; (read x <&3; echo late) & echo early; exit 0", locals);
     assert_eq!(wait(&mut body), 0);
@@ -113,6 +114,13 @@ fn terminal_input_stays_at_home() {
     let descriptors = vec![inherited(0, clone()), inherited(1, clone())];
     let refused = pair.home.exporter().export(AWAY, Pair::program(), descriptors);
     assert_eq!(refused, Err(Refusal::TerminalInput { number: 0 }));
+    let (input, _writer) = pipe();
+    let descriptors = vec![inherited(0, input), inherited(2, clone())];
+    let refused = pair.home.exporter().export(AWAY, Pair::program(), descriptors);
+    assert_eq!(refused, Err(Refusal::TerminalInput { number: 2 }), "a pager");
+    let (ended, _) = pipe();
+    let descriptors = vec![inherited(0, ended), inherited(2, clone())];
+    pair.home.exporter().export(AWAY, Pair::program(), descriptors).unwrap();
     let null = File::open("/dev/null").unwrap();
     let descriptors = vec![inherited(0, null), inherited(1, clone())];
     pair.home.exporter().export(AWAY, Pair::program(), descriptors).unwrap();
