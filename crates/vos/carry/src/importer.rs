@@ -128,7 +128,7 @@ impl Importer {
                 })
             }
             Carried::Terminal { stream, flags, credit, owner, attributes, size } => {
-                let (ours, theirs) = self.make_terminal(&attributes, size)?;
+                let (ours, theirs) = self.make_terminal(&attributes, size, flags)?;
                 self.prepare(&ours, &theirs, flags, owner)?;
                 let credit = credit.min(MAX_WINDOW);
                 Ok(Made::Output { stream, ours, theirs, credit, terminal: true })
@@ -159,6 +159,7 @@ impl Importer {
         &self,
         attributes: &TerminalAttributes,
         size: TerminalSize,
+        flags: u32,
     ) -> Result<(OwnedFd, OwnedFd), SysError> {
         let (master, slave) = terminal::open_pair(&self.engine.config.multiplexer)?;
         let wanted = terminal::Attributes {
@@ -171,6 +172,8 @@ impl Importer {
         };
         terminal::set_attributes(&slave, &wanted)?;
         terminal::set_window_size(&slave, window_size(size))?;
+        let access = flags.cast_signed() & libc::O_ACCMODE;
+        let slave = if access == libc::O_RDWR { slave } else { pipe::reopen(&slave, access)? };
         Ok((master, slave))
     }
 

@@ -391,3 +391,79 @@ fn hostile_messages_change_nothing() {
     pair.end(program);
     assert_eq!(soon(&output), b"real\n");
 }
+
+/// A body's own child is placed on a third node: what it inherits are stand-ins.
+#[test]
+fn stand_ins_are_carried_on() {
+    let pair = Pair::new(Delivery::Threaded);
+    let third = pair.network.carrier(3);
+    for (script, input, rest) in [
+        ("cat", "one\ntwo\n".repeat(20_000), String::new()),
+        ("read x; echo $x", "one\ntwo\n".into(), "two\n".into()),
+        ("exec <&-; echo closed", "one\n".into(), "one\n".into()),
+    ] {
+        let (input_read, input_write) = pipe();
+        let (output_read, output_write) = pipe();
+        let left = input_read.try_clone().unwrap();
+        let producer = produce(input_write, input.clone().into_bytes());
+        let output = collect(output_read);
+        let outer = Pair::program();
+        let descriptors = vec![inherited(0, input_read), inherited(1, output_write)];
+        let locals = pair.carry(outer, descriptors).unwrap();
+        let again = locals
+            .into_iter()
+            .map(|local| match local.what {
+                dvs_carry::Local::Fd(fd) => inherited(local.number, fd),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        let inner = dvs_carry::ProgramKey { home: AWAY, number: outer.number };
+        let carried = pair.away.exporter().export(3, inner, again).unwrap();
+        let locals = third.importer().import(AWAY, inner, carried).unwrap();
+        let mut body = spawn(script, locals);
+        assert_eq!(wait(&mut body), 0, "{script}");
+        let (sender, drained) = std::sync::mpsc::channel();
+        pair.away.exporter().drain(inner, move |outcome| sender.send(outcome).unwrap());
+        third.importer().body_ended(inner, || {});
+        assert_eq!(soon(&drained), DrainOutcome::Drained);
+        assert_eq!(pair.end(outer), DrainOutcome::Drained);
+        let expected = match script {
+            "cat" => input.clone(),
+            "read x; echo $x" => "one\n".into(),
+            _ => "closed\n".into(),
+        };
+        assert_eq!(soon(&output), expected.into_bytes(), "{script}");
+        assert_eq!(soon(&collect(left)), rest.into_bytes(), "{script}");
+        assert_eq!(soon(&producer), None);
+    }
+    until("everything ends", || {
+        [&pair.home, &pair.away, &third].iter().all(|carrier| carrier.counts() == Counts::default())
+    });
+}
+
+#[test]
+fn ends_are_seen_through_two_nodes() {
+    let pair = Pair::new(Delivery::Threaded);
+    let third = pair.network.carrier(3);
+    let (input_read, input_write) = pipe();
+    let (output_read, output_write) = pipe();
+    let outer = Pair::program();
+    let descriptors = vec![inherited(0, input_read), inherited(1, output_write)];
+    let locals = pair.carry(outer, descriptors).unwrap();
+    let again = locals
+        .into_iter()
+        .map(|local| match local.what {
+            dvs_carry::Local::Fd(fd) => inherited(local.number, fd),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    let inner = dvs_carry::ProgramKey { home: AWAY, number: outer.number };
+    let carried = pair.away.exporter().export(3, inner, again).unwrap();
+    let locals = third.importer().import(AWAY, inner, carried).unwrap();
+    let mut body = spawn("yes", locals);
+    let mut buffer = [0; 1000];
+    pipes::read(&output_read, &mut buffer).unwrap();
+    drop(output_read);
+    assert_eq!(wait(&mut body), 128 + libc::SIGPIPE);
+    assert_eq!(soon(&produce(input_write, vec![1; 300_000])), Some(libc::EPIPE));
+}
