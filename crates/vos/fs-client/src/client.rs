@@ -2,7 +2,7 @@
 
 use crate::attach::{AttachToken, Attached, RemoteDescription, Waiting, WaitingTable};
 use crate::cache::{Cache, Mark, Until};
-use crate::notices::{self, Invalidator};
+use crate::notices::{self, Invalidator, Queue};
 use crate::numbering::Numbering;
 use crate::transport::{FsTransport, TransportError};
 use dvs_fs::messages::{
@@ -10,7 +10,6 @@ use dvs_fs::messages::{
     Request, Stale,
 };
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
@@ -85,7 +84,7 @@ pub struct Client {
     cache: Mutex<Cache>,
     attached: Mutex<WaitingTable>,
     invalidator: RwLock<Option<Arc<dyn Invalidator>>>,
-    notices: SyncSender<Notice>,
+    queue: Arc<Queue>,
     gone: AtomicBool,
     start: Instant,
     root: Mutex<Option<Entry>>,
@@ -104,8 +103,7 @@ impl Client {
         id: ClientId,
         options: ClientOptions,
     ) -> Result<Arc<Client>, ClientError> {
-        let mut failed = None;
-        let client = Arc::new_cyclic(|weak| Client {
+        let client = Arc::new(Client {
             id,
             transport,
             options,
@@ -113,18 +111,13 @@ impl Client {
             cache: Mutex::default(),
             attached: Mutex::default(),
             invalidator: RwLock::default(),
-            notices: notices::start(weak.clone()).unwrap_or_else(|error| {
-                failed = Some(error);
-                std::sync::mpsc::sync_channel(1).0
-            }),
+            queue: Arc::default(),
             gone: AtomicBool::new(false),
             start: Instant::now(),
             root: Mutex::default(),
             server: AtomicU64::new(0),
         });
-        if let Some(error) = failed {
-            return Err(ClientError::Thread(error));
-        }
+        notices::start(Arc::downgrade(&client), Arc::clone(&client.queue))?;
         let sequence = client.open_number();
         let hello = Operation::Hello { protocol: PROTOCOL };
         match client.exchange(sequence, OWN, &hello).map_err(ClientError::Unreachable)? {
@@ -182,13 +175,12 @@ impl Client {
             }
         }
         // A full queue: see `MAX_NOTICES`.
-        let _ = self.notices.try_send(notice);
+        let _ = self.queue.notice(notice);
     }
 
     /// Tells the server that this client's life is over: handles, locks and leases end.
     pub fn goodbye(&self) {
-        let sequence = self.open_number();
-        let _ = self.exchange(sequence, OWN, &Operation::Goodbye);
+        self.tell(&Operation::Goodbye);
         self.gone.store(true, Ordering::Relaxed);
     }
 
@@ -308,20 +300,20 @@ impl Client {
     }
 
     /// The last references to objects are gone: how many each had at the server.
-    pub fn forget(&self, inodes: Vec<(InodeId, u64)>) {
+    pub fn forget(&self, inodes: &[(InodeId, u64)]) {
         {
             let mut cache = self.cache.lock().unwrap();
-            for (inode, _) in &inodes {
+            for (inode, _) in inodes {
                 cache.forget(*inode);
             }
         }
         if !inodes.is_empty() {
-            self.post(Operation::Forget { inodes });
+            self.queue.forget(inodes);
         }
     }
 
-    /// The waiting operation with this sequence number is to be answered with `EINTR` now. May
-    /// overtake the operation on its way, so it is to be repeated until that is answered.
+    /// The waiting operation with this sequence number is to be answered with `EINTR` now. This may
+    /// be lost, and may overtake the operation on its way: repeat it until that is answered.
     pub fn cancel(&self, sequence: u64) {
         self.post(Operation::Cancel { sequence });
     }
@@ -373,8 +365,10 @@ impl Client {
         self.attached.lock().unwrap().take(name, Instant::now())
     }
 
-    pub(crate) fn recall_done(&self, notice: u64) {
-        self.post(Operation::RecallDone { notice });
+    /// Does an operation of the client's own whose answer says nothing.
+    pub(crate) fn tell(&self, operation: &Operation) {
+        let sequence = self.open_number();
+        let _ = self.exchange(sequence, OWN, operation);
     }
 
     /// Milliseconds of this client's life.
@@ -583,6 +577,12 @@ fn object_of_name_stale(cache: &mut Cache, parent: InodeId, name: &[u8], surely:
         Some(Some(inode)) => cache.stale(Stale::Attributes(inode)),
         None if surely => cache.all_attributes_stale(),
         _ => {}
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.queue.end();
     }
 }
 

@@ -226,6 +226,25 @@ fn an_inherited_descriptor_is_shared_by_children_here_too() {
 }
 
 #[test]
+fn a_description_is_opened_again_through_proc() {
+    in_child("a_description_is_opened_again_through_proc", || {
+        let stub = Stub::new();
+        let node = mount(&stub, 1);
+        fs::write("/mnt/io", "0123456789").unwrap();
+        let home = Home::open("/mnt/io", OpenOptions::new().read(true).write(true));
+        let token = attach(&node, &home, libc::O_RDWR, 0);
+        let script = format!(
+            "exec 9<> {}; head -c 4 <&9 > /dev/null; cat /proc/self/fd/9
+             printf ab >> /proc/self/fd/9; cat /proc/self/fd/9
+             printf xy > /proc/self/fd/9; cat /proc/self/fd/9",
+            token.name()
+        );
+        assert_eq!(node.shell(&script), "01234567890123456789abxy");
+        closed(&home, 1);
+    });
+}
+
+#[test]
 fn a_file_of_the_tree_is_itself() {
     in_child("a_file_of_the_tree_is_itself", || {
         // The home is node 1, whose open file is a file of the tree; node 2 attaches to it.

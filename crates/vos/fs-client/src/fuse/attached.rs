@@ -2,7 +2,7 @@
 
 use super::convert;
 use super::serve::{Answer, Served, Session};
-use crate::attach::{CallId, LocalOffset, NAME_LIFE, RemoteDescription, Waiting};
+use crate::attach::{CallId, LocalOffset, NAME_LIFE, Position, RemoteDescription, Waiting};
 use dvs_fs::messages::{
     Attributes, Credentials, Handle, InodeId, LockKind, Operation as Ask, Outcome, Stale,
 };
@@ -26,11 +26,43 @@ pub(super) fn is_attached(handle: u64) -> bool {
 /// An attached description that is open here.
 pub(super) struct AttachedFile {
     pub(super) description: Arc<dyn RemoteDescription>,
+    /// Shared by all that came from one attachment: the last of them closes it.
+    attachment: Arc<()>,
     flags: u32,
     node: u64,
-    offset: Mutex<LocalOffset>,
+    offset: Mutex<Offset>,
     /// The server's handle for what the description itself cannot do (record locks, holes).
     side: Mutex<Option<Handle>>,
+}
+
+impl AttachedFile {
+    fn appends(&self) -> bool {
+        self.flags & libc::O_APPEND.cast_unsigned() != 0
+    }
+}
+
+/// How requests are placed.
+enum Offset {
+    /// At the shared offset, unless the program has sought.
+    Shared(LocalOffset),
+    /// An offset of its own, which the kernel keeps: the file was opened again through
+    /// `/proc/self/fd`, as `/dev/stdout` is.
+    Own,
+}
+
+impl Offset {
+    fn position(&self, offset: u64) -> Position {
+        match self {
+            Offset::Shared(local) => local.position(offset),
+            Offset::Own => Position::At(offset),
+        }
+    }
+
+    fn advance(&mut self, offset: u64, count: u64) {
+        if let Offset::Shared(local) = self {
+            local.advance(offset, count);
+        }
+    }
 }
 
 #[derive(Default)]
@@ -39,6 +71,31 @@ struct Table {
     looked_up: HashMap<(u64, u32), Waiting>,
     open: HashMap<u64, Arc<AttachedFile>>,
     last: u64,
+}
+
+impl Table {
+    fn add(
+        &mut self,
+        (description, attachment): (Arc<dyn RemoteDescription>, Arc<()>),
+        flags: u32,
+        node: u64,
+        offset: Offset,
+    ) -> u64 {
+        self.last += 1;
+        let handle = ATTACHED | self.last;
+        let (offset, side) = (Mutex::new(offset), Mutex::default());
+        let file = AttachedFile { description, attachment, flags, node, offset, side };
+        self.open.insert(handle, Arc::new(file));
+        handle
+    }
+
+    /// Takes an open file out; whether it was the last of its attachment.
+    fn remove(&mut self, handle: u64) -> Option<(Arc<AttachedFile>, bool)> {
+        let file = self.open.remove(&handle)?;
+        let same = |other: &Arc<AttachedFile>| Arc::ptr_eq(&other.attachment, &file.attachment);
+        let last = !self.open.values().any(same);
+        Some((file, last))
+    }
 }
 
 /// The attached descriptions of a mount.
@@ -63,17 +120,20 @@ impl AttachedTable {
             return None;
         }
         let waiting = table.looked_up.remove(&(node, pid))?;
-        table.last += 1;
-        let handle = ATTACHED | table.last;
-        let file = AttachedFile {
-            description: waiting.description,
-            flags: waiting.like.flags,
-            node,
-            offset: Mutex::new(LocalOffset::new(waiting.like.position)),
-            side: Mutex::default(),
-        };
-        table.open.insert(handle, Arc::new(file));
-        Some(handle)
+        let Waiting { description, like, .. } = waiting;
+        let offset = Offset::Shared(LocalOffset::new(like.position));
+        Some(table.add((description, Arc::default()), like.flags, node, offset))
+    }
+
+    /// Opens a description outside the tree again, by its node. Where it is written or read is then
+    /// the kernel's affair; the shared offset moves along, since a description has only the one.
+    pub(super) fn open_again(&self, node: u64, flags: u32) -> Result<u64, i32> {
+        let file = self.of_node(node).ok_or(libc::ESTALE)?;
+        if flags & libc::O_TRUNC.cast_unsigned() != 0 {
+            file.description.set_size(0)?;
+        }
+        let shared = (Arc::clone(&file.description), Arc::clone(&file.attachment));
+        Ok(self.table.lock().unwrap().add(shared, flags, node, Offset::Own))
     }
 
     /// Notes what a thread has looked up; the answer: descriptions that were never opened, whose
@@ -122,12 +182,15 @@ impl AttachedTable {
 
     /// The mount is over.
     pub(super) fn close_all(&self) {
-        let table = std::mem::take(&mut *self.table.lock().unwrap());
-        for waiting in table.looked_up.into_values() {
+        let mut table = std::mem::take(&mut *self.table.lock().unwrap());
+        for waiting in table.looked_up.values() {
             waiting.description.closed();
         }
-        for file in table.open.into_values() {
-            file.description.closed();
+        let handles: Vec<u64> = table.open.keys().copied().collect();
+        for (file, last) in handles.into_iter().filter_map(|handle| table.remove(handle)) {
+            if last {
+                file.description.closed();
+            }
         }
     }
 
@@ -205,11 +268,10 @@ impl Session {
         let session = Arc::clone(self);
         let node = h.node;
         self.on_description(device, h, file, move |file, call| {
-            let append = file.flags & libc::O_APPEND.cast_unsigned() != 0;
-            let position = if append {
-                crate::attach::Position::Sequential
-            } else {
-                file.offset.lock().unwrap().position(offset)
+            let position = match (file.appends(), &*file.offset.lock().unwrap()) {
+                (false, at) => at.position(offset),
+                (true, Offset::Shared(_)) => Position::Sequential,
+                (true, Offset::Own) => Position::At(file.description.attributes()?.size),
             };
             let result = file.description.write(call, position, &data);
             if let Ok(Some(inode)) = session.node(node, |node| node.inode) {
@@ -267,13 +329,15 @@ impl Session {
     }
 
     pub(super) fn release_attached(&self, h: &Header, handle: u64) {
-        let file = self.attached.table.lock().unwrap().open.remove(&handle);
-        let Some(file) = file else { return };
+        let removed = self.attached.table.lock().unwrap().remove(handle);
+        let Some((file, last)) = removed else { return };
         let side = file.side.lock().unwrap().take();
         if let (Some(handle), Ok(inode)) = (side, self.inode(h.node)) {
             let _ = self.done(h, Ask::Release { inode, handle, owner: None });
         }
-        file.description.closed();
+        if last {
+            file.description.closed();
+        }
     }
 
     /// The server's handle of an open file, attached or not.

@@ -59,8 +59,10 @@ impl Session {
             return Ok(Answer::Body);
         }
         let (inode, place) = self.node(h.node, |node| (node.inode, node.place))?;
-        // An attached description is opened once, and only through its name.
-        let inode = inode.ok_or(libc::EACCES)?;
+        let Some(inode) = inode else {
+            body.open(self.attached.open_again(h.node, flags)?, open::DIRECT_IO);
+            return Ok(Answer::Body);
+        };
         let credentials = convert::credentials(h);
         let answer = self.client.perform(credentials, Ask::Open { inode, flags })?;
         let Outcome::Opened { handle, content } = answer.outcome else { return Err(libc::EIO) };

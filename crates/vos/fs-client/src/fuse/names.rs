@@ -71,8 +71,7 @@ impl Session {
         }
         // An invalidation that comes before the kernel has made its inode finds nothing; so a new
         // inode's attributes are not kept by the kernel until it has asked once more.
-        let keep = confirmed || found.attributes_until == Until::Always;
-        let attr_valid = if keep {
+        let attr_valid = if confirmed {
             self.attr_valid(&attributes, found.attributes_until)
         } else {
             Duration::ZERO
@@ -201,7 +200,7 @@ impl Session {
                 }
             }
         }
-        self.client.forget(unused);
+        self.client.forget(&unused);
         Ok(Answer::Body)
     }
 
@@ -213,16 +212,15 @@ impl Session {
             return Entry::default();
         };
         if matches!(listed.name.as_slice(), b"." | b"..") {
-            self.client.forget(vec![(attributes.inode, 1)]);
+            self.client.forget(&[(attributes.inode, 1)]);
             return Entry::default();
         }
         let Ok(mut made) = self.made(&entry, place.below(&listed.name)) else {
             return Entry::default();
         };
-        // The client may keep what was listed; the kernel only what never changes.
+        // The client may keep what was listed; the kernel only names that never change.
         if !is_special(attributes.mode) {
             made.name_valid = names_valid(Until::from_lease(entry.name_lease, 0));
-            made.attr_valid = names_valid(Until::from_lease(entry.attributes_lease, 0));
         }
         made
     }

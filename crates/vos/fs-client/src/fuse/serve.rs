@@ -205,14 +205,14 @@ impl Session {
     }
 
     fn forget(&self, nodes: &[(u64, u64)]) -> Answer {
-        let gone = {
+        let gone: Vec<_> = {
             let mut table = self.nodes.lock().unwrap();
             nodes.iter().filter_map(|(id, count)| table.forget(*id, *count)).collect()
         };
         for (id, _) in nodes {
             self.attached.forget(*id);
         }
-        self.client.forget(gone);
+        self.client.forget(&gone);
         Answer::Nothing
     }
 
