@@ -7,6 +7,7 @@
 //! single thread empties at a time, which keeps their order.
 
 mod away;
+mod files;
 mod home;
 
 use std::collections::{HashMap, VecDeque};
