@@ -16,8 +16,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use support::{
-    LIMIT, eventually, helper, is_running, keeper, output_spec, possible, read_all, spec,
-    spec_with, start,
+    eventually, helper, is_running, keeper, output_spec, possible, read_all, spec, spec_with, start,
 };
 
 fn is_root() -> bool {
@@ -496,60 +495,4 @@ fn ends_are_reported_with_what_was_used() {
     };
     assert!(status == 0 && cpu.0 > 0 && max_resident > 100, "{cpu:?} {max_resident}");
     running.finish();
-}
-
-/// Runs all of these tests, and those of launching, again as an ordinary user with one mapped id.
-#[test]
-fn everything_again_without_root() {
-    if !is_root() || !possible() {
-        return;
-    }
-    let folder = tempfile::tempdir_in("/tmp").unwrap();
-    let make_readable = |path: &Path| {
-        use std::os::unix::fs::PermissionsExt;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    };
-    make_readable(folder.path());
-    let own = std::env::current_exe().unwrap();
-    let other = own.parent().unwrap().join(
-        std::fs::read_dir(own.parent().unwrap())
-            .unwrap()
-            .flatten()
-            .filter(|entry| {
-                let name = entry.file_name().to_string_lossy().into_owned();
-                name.starts_with("launching-") && !name.contains('.')
-            })
-            .max_by_key(|entry| entry.metadata().and_then(|m| m.modified()).ok())
-            .expect("the other test program")
-            .file_name(),
-    );
-    let copy = |from: &Path, name: &str| {
-        let to = folder.path().join(name);
-        std::fs::copy(from, &to).unwrap();
-        make_readable(&to);
-        to
-    };
-    let helper = copy(&helper(), "helper");
-    for program in [copy(&own, "confinement"), copy(&other, "launching")] {
-        let mut child = Command::new("setpriv")
-            .args(["--reuid", "54321", "--regid", "54321", "--clear-groups", "--"])
-            .arg(&program)
-            .args(["--test-threads", "2"])
-            .env("DVS_TEST_HELPER", &helper)
-            .env("HOME", "/tmp")
-            .env("TMPDIR", "/tmp")
-            .current_dir("/")
-            .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
-            .spawn()
-            .unwrap();
-        let output = support::read_all_within(child.stdout.take().unwrap().into(), 5 * LIMIT);
-        print!("{output}");
-        let pidfd = dvs_sys::process::pidfd_open(child.id());
-        if let Ok(pidfd) = pidfd {
-            let limit = u32::try_from(LIMIT.as_millis()).unwrap();
-            assert!(descriptor::wait_readable(pidfd.as_fd(), Some(limit)).unwrap());
-        }
-        assert!(child.wait().unwrap().success(), "as an ordinary user");
-    }
 }

@@ -52,7 +52,7 @@ struct Header {
     pid: i32,
 }
 
-const VERSION_3: u32 = 0x2008_0522;
+pub(crate) const VERSION_3: u32 = 0x2008_0522;
 
 /// The sets of the calling thread (`capget`).
 ///

@@ -12,7 +12,7 @@ use super::{BuildError, Built, Step};
 use crate::cgroup::Cgroups;
 use crate::filter::{self, Cookies};
 use crate::frame;
-use crate::launcher::child::Base;
+use crate::launcher::script::Base;
 use crate::launcher::{Launcher, inside};
 use crate::messages::FromKeeper;
 use crate::spec::{ContainerSpec, IdMapping, Network, RootSpec};
@@ -233,8 +233,14 @@ impl Context<'_> {
         warnings.extend(more);
         std::env::set_current_dir("/").step("enter the root")?;
 
-        let base =
-            Base { calls: Untrapped { cookie }, capabilities: CAPABILITIES, open_files: limit };
+        let mut groups = process::groups().step("read the groups")?;
+        groups.sort_unstable();
+        let base = Base {
+            calls: Untrapped { cookie },
+            capabilities: CAPABILITIES,
+            open_files: limit,
+            groups,
+        };
         for signal in 1..=64 {
             // What the keeper ignored the guest's programs must not find ignored.
             let _ = base.calls.set_ignored(signal, false);

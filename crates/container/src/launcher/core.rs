@@ -137,12 +137,6 @@ impl Core {
             .is_some_and(|entry| matches!(entry.phase, Phase::Starting { .. }))
     }
 
-    /// Whether a program's exec is seen by its report (and not by a ptrace stop).
-    #[must_use]
-    pub fn awaits_report(&self, host_pid: u32) -> bool {
-        self.is_starting(host_pid) && !self.programs.get(&host_pid).is_some_and(|e| e.made.traced)
-    }
-
     /// Number of programs.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -161,7 +155,7 @@ impl Core {
         if entry.made.traced || !matches!(entry.phase, Phase::Starting { .. }) {
             return Vec::new();
         }
-        if told.failure.is_some() {
+        if told.failure.is_some() || told.pid.is_none() {
             // Its end follows and reports the failure.
             return Vec::new();
         }
@@ -219,8 +213,8 @@ impl Core {
         let reports = match (entry.phase, told.failure) {
             (Phase::Aborted, _) => vec![],
             (Phase::Starting { .. }, Some((step, errno))) => vec![failed(step, errno)],
-            // Killed while it was set up.
-            (Phase::Starting { .. }, None) if entry.made.traced => {
+            // Killed while it was set up, or before.
+            (Phase::Starting { .. }, None) if entry.made.traced || told.pid.is_none() => {
                 vec![failed(LaunchStep::Setup, libc::ECANCELED)]
             }
             // Its exec and its end came in one go.
@@ -384,20 +378,23 @@ mod tests {
 
     #[test]
     fn killed_during_setup_fails_without_having_run() {
-        let mut core = core(true, true);
-        first_stop(&mut core);
-        let commands = core.ended(HOST, USAGE, NOTHING);
-        assert!(matches!(
-            commands[..],
-            [Command::Report(LauncherEvent::Failed { step: LaunchStep::Setup, .. })]
-        ));
+        for traced in [true, false] {
+            let mut core = core(traced, traced);
+            let commands = core.ended(HOST, USAGE, NOTHING);
+            assert!(matches!(
+                commands[..],
+                [Command::Report(LauncherEvent::Failed { step: LaunchStep::Setup, .. })]
+            ));
+        }
     }
 
     #[test]
     fn without_hold_exec_is_seen_by_the_report_that_closes() {
         let mut first = core(false, false);
-        assert_eq!(first.executed(HOST, NOTHING), [launched()]);
-        assert_eq!(first.executed(HOST, NOTHING), []);
+        let told = Told { pid: Some(50), failure: None };
+        assert_eq!(first.executed(HOST, NOTHING), [], "it has not even begun");
+        assert_eq!(first.executed(HOST, told), [launched()]);
+        assert_eq!(first.executed(HOST, told), []);
         let stop = WaitState::Stopped(libc::SIGTSTP, 0);
         let stopped = LauncherEvent::Stopped { id: ID, signal: libc::SIGTSTP };
         assert_eq!(first.stopped(HOST, stop, NOTHING), [Command::Report(stopped)]);
@@ -405,7 +402,7 @@ mod tests {
         assert_eq!(first.stopped(HOST, WaitState::Continued, NOTHING), [goes_on]);
         // Exec and end in one go.
         let mut second = core(false, false);
-        assert_eq!(second.ended(HOST, USAGE, NOTHING), [launched(), exited()]);
+        assert_eq!(second.ended(HOST, USAGE, told), [launched(), exited()]);
     }
 
     #[test]

@@ -5,29 +5,28 @@
 //! is non-dumpable and was forked outside their user namespace). Requests may be malformed: each is
 //! checked before anything happens, and a bad one is answered and forgotten.
 
-pub mod child;
 pub mod core;
 pub mod inside;
 pub mod plan;
+pub mod script;
 
-use self::child::Base;
 use self::core::{Command, Core, Made, Told, Usage};
 use self::plan::Plan;
+use self::script::{Base, Outside};
 use crate::frame::{self, FrameError};
 use crate::launch::{LaunchId, LaunchSpec, LaunchStep, LauncherEvent, LauncherRequest};
+use dvs_sys::birth::Birth;
 use dvs_sys::descriptor::{self, Poll};
-use dvs_sys::process::{self, CloneOptions, SingleThreaded, WaitState, Waited};
+use dvs_sys::process::{self, SingleThreaded, WaitState, Waited};
 use dvs_sys::ptrace;
 use dvs_sys::signals::SignalFd;
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 
 /// Most changes of children looked at before requests get their turn.
 const MAX_CHANGES: usize = 256;
-/// Longest report of a child.
-const MAX_REPORT: usize = 64;
 
 /// What a launcher works with.
 #[derive(Debug)]
@@ -38,33 +37,10 @@ pub struct Launcher {
     children: SignalFd,
     last_pid: File,
     core: Core,
-    /// Reports of programs that have not got to their exec, by pid outside.
-    reports: HashMap<u32, Report>,
-}
-
-/// What a child tells before its exec, through a pipe that its exec closes.
-#[derive(Debug)]
-struct Report {
-    pipe: File,
-    bytes: Vec<u8>,
-    closed: bool,
-}
-
-impl Report {
-    fn read(&mut self) {
-        let mut buffer = [0; MAX_REPORT];
-        while !self.closed {
-            match self.pipe.read(&mut buffer) {
-                Ok(0) => self.closed = true,
-                Ok(length) if self.bytes.len() < MAX_REPORT => {
-                    self.bytes.extend_from_slice(buffer.get(..length).unwrap_or_default());
-                }
-                Ok(_) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
-                Err(_) => self.closed = true,
-            }
-        }
-    }
+    /// Children that may not have got to their exec, by pid outside.
+    births: HashMap<u32, Birth>,
+    /// Pipes that are closed by the exec of programs that are not traced.
+    pipes: HashMap<u32, OwnedFd>,
 }
 
 /// The daemon has gone.
@@ -82,8 +58,9 @@ impl Launcher {
         last_pid: File,
     ) -> dvs_sys::error::Result<Launcher> {
         let children = SignalFd::new(&[libc::SIGCHLD])?;
-        let (core, reports) = (Core::default(), HashMap::new());
-        Ok(Launcher { alone, base, socket, children, last_pid, core, reports })
+        let core = Core::default();
+        let (births, pipes) = (HashMap::new(), HashMap::new());
+        Ok(Launcher { alone, base, socket, children, last_pid, core, births, pipes })
     }
 
     /// Works until the daemon is gone.
@@ -93,13 +70,11 @@ impl Launcher {
     }
 
     fn turn(&mut self, more: &mut bool) -> Result<(), Gone> {
-        let (core, reports) = (&self.core, &self.reports);
-        let open =
-            || reports.iter().filter(|(pid, report)| !report.closed && core.awaits_report(**pid));
-        let waiting: Vec<u32> = open().map(|(pid, _)| *pid).collect();
+        let waiting: Vec<u32> = self.pipes.keys().copied().collect();
         let mut entries =
             vec![Poll::readable(self.socket.as_fd()), Poll::readable(self.children.as_fd())];
-        entries.extend(open().map(|(_, report)| Poll::readable(report.pipe.as_fd())));
+        let pipes = waiting.iter().filter_map(|pid| self.pipes.get(pid));
+        entries.extend(pipes.map(|pipe| Poll::readable(pipe.as_fd())));
         let timeout = if *more { Some(0) } else { None };
         descriptor::poll(&mut entries, timeout).map_err(|_| Gone)?;
         let mut ready = entries.iter().map(|entry| entry.ready != 0);
@@ -107,7 +82,7 @@ impl Launcher {
         let reported: Vec<u32> =
             waiting.iter().zip(ready).filter(|(_, ready)| *ready).map(|(pid, _)| *pid).collect();
         for pid in reported {
-            self.read_report(pid)?;
+            self.executed(pid)?;
         }
         if children || *more {
             *more = self.look_at_children()?;
@@ -115,25 +90,19 @@ impl Launcher {
         if request { self.answer() } else { Ok(()) }
     }
 
-    /// A child has told something, or has closed its report by its exec or end.
-    fn read_report(&mut self, host_pid: u32) -> Result<(), Gone> {
+    /// The pipe of a child has been closed, by its exec or its end.
+    fn executed(&mut self, host_pid: u32) -> Result<(), Gone> {
+        self.pipes.remove(&host_pid);
         let told = self.told(host_pid);
-        if self.reports.get(&host_pid).is_some_and(|report| !report.closed) {
-            return Ok(());
-        }
-        // After a failure its end follows, at which the report is needed again.
         let commands = self.core.executed(host_pid, told);
         if !self.core.is_starting(host_pid) {
-            self.reports.remove(&host_pid);
+            self.births.remove(&host_pid);
         }
         self.perform(commands)
     }
 
-    /// What a child has told until now. Never waits: the guest may have stopped the child.
-    fn told(&mut self, host_pid: u32) -> Told {
-        let Some(report) = self.reports.get_mut(&host_pid) else { return Told::default() };
-        report.read();
-        child::parse_report(&report.bytes)
+    fn told(&self, host_pid: u32) -> Told {
+        self.births.get(&host_pid).map(script::told).unwrap_or_default()
     }
 
     /// Looks at children that have changed; whether there may be more.
@@ -154,12 +123,13 @@ impl Launcher {
         let commands = match waited.state {
             WaitState::Exited(_) | WaitState::Killed(..) => {
                 let told = self.told(waited.pid);
-                self.reports.remove(&waited.pid);
+                self.births.remove(&waited.pid);
+                self.pipes.remove(&waited.pid);
                 self.core.ended(waited.pid, usage(waited), told)
             }
             WaitState::Stopped(_, ptrace::EVENT_EXEC) if self.core.is_starting(waited.pid) => {
                 let told = self.told(waited.pid);
-                self.reports.remove(&waited.pid);
+                self.births.remove(&waited.pid);
                 self.core.stopped(waited.pid, waited.state, told)
             }
             state => self.core.stopped(waited.pid, state, Told::default()),
@@ -212,25 +182,25 @@ impl Launcher {
         self.core.admit(id).map_err(request)?;
         let plan = Plan::new(spec, passed.len()).map_err(request)?;
         let cloned = |error: dvs_sys::error::SysError| (LaunchStep::Clone, error.errno);
-        let (reader, writer) = descriptor::pipe().map_err(cloned)?;
-        descriptor::set_nonblocking(reader.as_fd(), true).map_err(cloned)?;
-        let options = CloneOptions { pid: plan.pid, ..Default::default() };
-        let base = &self.base;
-        let child = process::fork(self.alone, options, |forked| {
-            child::run(forked, base, &plan, passed, &writer)
-        })
-        .map_err(cloned)?;
-        let report = Report { pipe: File::from(reader), bytes: Vec::new(), closed: false };
-        self.reports.insert(child.pid, report);
-        self.core.made(Made {
-            id,
-            host_pid: child.pid,
-            pid: plan.pid,
-            hold: plan.hold,
-            traced: plan.traced(),
-            blocked_signals: plan.blocked_signals,
-            oom_score: plan.oom_score,
-        });
+        let targets = plan.targets();
+        let sources = passed
+            .iter()
+            .map(|fd| Outside::new(fd.as_fd(), &targets))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(cloned)?;
+        let (pid, hold, traced) = (plan.pid, plan.hold, plan.traced());
+        let (blocked_signals, oom_score) = (plan.blocked_signals, plan.oom_score);
+        let pipe = if traced { None } else { Some(descriptor::pipe().map_err(cloned)?) };
+        let writer = pipe.as_ref().map(|(_, writer)| Outside::new(writer.as_fd(), &targets));
+        let writer = writer.transpose().map_err(cloned)?;
+        let birth = script::script(&self.base, plan, &sources)?.run(pid).map_err(cloned)?;
+        drop((writer, sources));
+        let host_pid = birth.child();
+        self.births.insert(host_pid, birth);
+        if let Some((reader, _writer)) = pipe {
+            self.pipes.insert(host_pid, reader);
+        }
+        self.core.made(Made { id, host_pid, pid, hold, traced, blocked_signals, oom_score });
         Ok(())
     }
 

@@ -4,7 +4,7 @@ use crate::launch::{
     Bytes, DescriptorSource, LaunchCredentials, LaunchSpec, MAX_PASSED, MAX_STRINGS, SessionSpec,
 };
 use std::collections::HashSet;
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 
 /// Most arguments and environment variables together.
 pub const MAX_WORDS: usize = 1 << 18;
@@ -134,6 +134,14 @@ impl Plan {
         self.hold || self.oom_score.is_some()
     }
 
+    /// The numbers of the program's descriptors, ascending.
+    #[must_use]
+    pub fn targets(&self) -> Vec<i32> {
+        let mut targets: Vec<i32> = self.descriptors.iter().map(|placed| placed.number).collect();
+        targets.sort_unstable();
+        targets
+    }
+
     /// Signals to ignore, by number.
     pub fn ignored(&self) -> impl Iterator<Item = i32> + '_ {
         (1..=MAX_SIGNAL)
@@ -219,11 +227,6 @@ fn order(spec: &LaunchSpec, passed: usize) -> Result<Vec<Placed>, i32> {
         }
     }
     Ok(ordered)
-}
-
-/// The strings as exec wants them.
-pub fn strings(list: &[CString]) -> impl Iterator<Item = &CStr> {
-    list.iter().map(CString::as_c_str)
 }
 
 #[cfg(test)]

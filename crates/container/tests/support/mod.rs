@@ -1,6 +1,8 @@
 //! What all container tests need: a container over the host's root, running programs in it, looking at
 //! what is left.
 
+#![allow(dead_code, reason = "every test program uses its part")]
+
 use dvs_container::launch::{
     DescriptorSource, DescriptorSpec, LaunchId, LaunchSpec, LauncherEvent,
 };
