@@ -93,4 +93,16 @@ impl TreeHooks {
     }
 }
 
-impl Hooks for TreeHooks {}
+impl Hooks for TreeHooks {
+    fn fifo_seen(&self, _pid: u32) {
+        if let Some(personality) = self.personality() {
+            personality.shares_by_tree();
+        }
+    }
+
+    fn shared_memory_seen(&self, _pid: u32, _writable: bool) {
+        if let Some(personality) = self.personality() {
+            personality.shares_by_tree();
+        }
+    }
+}

@@ -1,89 +1,179 @@
 //! The file-system server of a container, at its home; and what its programs begin with.
 
 use super::links::Clients;
-use crate::folders::reason;
-use crate::protocol::{ContainerOptions, Failure, WindowSize};
-use dvs_dvk::Endpoint;
-use dvs_fs::messages::{
-    Attributes, ClientId, Entry, Lease, Operation, Outcome, ROOT, Reply, Request, Time,
-};
+use crate::folders::{Folders, private_folder, reason};
+use crate::protocol::{ContainerOptions, Failure, ImageOption, ShareMode, WindowSize};
+use dvs_dvk::{Endpoint, Message};
+use dvs_fs::decode::decode_request;
+use dvs_fs::messages::{ClientId, Notice, Reply, Request};
+use dvs_fs::{FileServer, IdMap, Image, Notifier, Share, SystemClock, TreeConfig};
 use dvs_fs_client::{FsTransport, TransportError};
-use dvs_sys::{pipe, terminal};
+use dvs_sys::{pipe, process, terminal};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Mutex, PoisonError};
 
+/// The server of one container.
 pub(crate) struct FileService {
-    server: Arc<Stub>,
+    /// None after the end.
+    server: Mutex<Option<Arc<FileServer>>>,
+    clients: Arc<Clients>,
 }
 
-struct Stub;
+struct Notices(Arc<Clients>);
 
-impl Stub {
-    fn answer(&self, request: Request) -> Reply {
-        let attributes = Attributes {
-            inode: ROOT,
-            mode: 0o40755,
-            links: 2,
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-            size: 0,
-            blocks: 0,
-            accessed: Time::default(),
-            modified: Time::default(),
-            changed: Time::default(),
-        };
-        let result = match request.operation {
-            Operation::Hello { .. } => Ok(Outcome::Welcome {
-                root: Entry {
-                    attributes: Some(attributes),
-                    name_lease: Lease::NONE,
-                    attributes_lease: Lease::NONE,
-                },
-                server_incarnation: 1,
-            }),
-            _ => Err(libc::EIO),
-        };
-        Reply { sequence: request.sequence, result }
+impl Notifier for Notices {
+    fn notify(&self, client: ClientId, notice: Notice) {
+        self.0.notify(client, notice);
     }
-}
 
-impl FsTransport for Stub {
-    fn call(&self, request: Request) -> Result<Reply, TransportError> {
-        Ok(self.answer(request))
+    fn fenced(&self, client: ClientId) {
+        self.0.fenced(client);
     }
-    fn post(&self, _: Request) {}
 }
 
 impl FileService {
+    /// Starts it over the container's folder. `single`: the one id of an ordinary user's container.
+    ///
+    /// # Errors
+    /// When a folder cannot be used.
     pub(crate) fn start(
-        _options: &ContainerOptions,
-        _folder: &Path,
-        _single: (u32, u32),
-        _name: &str,
-        _clients: Arc<Clients>,
+        options: &ContainerOptions,
+        folder: &Path,
+        single: (u32, u32),
+        hostname: &str,
+        clients: Arc<Clients>,
     ) -> Result<Self, Failure> {
-        Ok(FileService { server: Arc::new(Stub) })
+        let upper = folder.join("upper");
+        private_folder(&upper)?;
+        let config = tree_config(options, upper, single, hostname);
+        let notifier = Arc::new(Notices(Arc::clone(&clients)));
+        let server = FileServer::new(&config, Arc::new(SystemClock), notifier)
+            .map_err(|error| Failure::new(format!("the container's files: {error}")))?;
+        Ok(FileService { server: Mutex::new(Some(Arc::new(server))), clients })
     }
 
-    pub(crate) fn serve(&self, endpoint: &Endpoint) {
-        let server = Arc::clone(&self.server);
+    fn server(&self) -> Option<Arc<FileServer>> {
+        self.server.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Answers the clients on other nodes.
+    pub(crate) fn serve(self: &Arc<Self>, endpoint: &Endpoint) {
+        let service = Arc::downgrade(self);
         endpoint.set_handler(move |message| {
-            if let Ok(request) = super::messages::decode(&message.body) {
-                message.reply(super::messages::encode(&server.answer(request)));
+            if let Some(service) = service.upgrade() {
+                service.answer(message);
             }
         });
     }
 
-    pub(crate) fn local(&self) -> Arc<dyn FsTransport> {
-        Arc::clone(&self.server) as Arc<dyn FsTransport>
+    fn answer(&self, mut message: Message) {
+        let Some(server) = self.server() else { return };
+        let source = message.source;
+        let request = match decode_request(&message.body) {
+            Ok(request) => request,
+            Err(error) => {
+                log::error!("a file-system request of node {}: {error}", source.node);
+                return;
+            }
+        };
+        if !self.clients.heard(request.client, source) {
+            log::error!("node {} speaks for {:?}", source.node, request.client);
+            return;
+        }
+        let reply = message.take_reply();
+        server.handle(
+            request,
+            Box::new(move |answer: Reply| {
+                if let Some(reply) = reply {
+                    reply.reply(postcard::to_stdvec(&answer).unwrap_or_default());
+                }
+            }),
+        );
     }
 
-    pub(crate) fn client_gone(&self, _client: ClientId) {}
-    pub(crate) fn stop(&self) {}
+    /// The way of this node's client: no message, no copy.
+    pub(crate) fn local(&self) -> Arc<dyn FsTransport> {
+        Arc::new(LocalFiles(self.server()))
+    }
+
+    /// A client's node is gone.
+    pub(crate) fn client_gone(&self, client: ClientId) {
+        if let Some(server) = self.server() {
+            server.client_gone(client);
+        }
+    }
+
+    /// Ends the server once its last request is done.
+    pub(crate) fn stop(&self) {
+        self.server.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+/// To the server in the same process.
+struct LocalFiles(Option<Arc<FileServer>>);
+
+impl FsTransport for LocalFiles {
+    fn call(&self, request: Request) -> Result<Reply, TransportError> {
+        let server = self.0.as_ref().ok_or(TransportError::Gone)?;
+        let (sender, receiver) = sync_channel(1);
+        server.handle(
+            request,
+            Box::new(move |reply| {
+                // The receiver waits below.
+                let _ = sender.send(reply);
+            }),
+        );
+        // Dropped unanswered when the client's session has ended.
+        receiver.recv().map_err(|_| TransportError::Gone)
+    }
+
+    fn post(&self, request: Request) {
+        if let Some(server) = &self.0 {
+            server.handle(request, Box::new(|_| {}));
+        }
+    }
+}
+
+fn tree_config(
+    options: &ContainerOptions,
+    upper: PathBuf,
+    single: (u32, u32),
+    hostname: &str,
+) -> TreeConfig {
+    let (host_uid, host_gid) = process::effective_ids();
+    let ids = if host_uid == 0 {
+        IdMap::Identity
+    } else {
+        IdMap::Single { host_uid, host_gid, uid: single.0, gid: single.1 }
+    };
+    let folders = Folders::of_process();
+    TreeConfig {
+        image: match &options.image {
+            ImageOption::Host => Image::Host,
+            ImageOption::Directory(path) => Image::Directory(path.clone()),
+        },
+        upper,
+        shares: options
+            .shares
+            .iter()
+            .map(|share| Share {
+                host: share.host.clone(),
+                path: share.path.clone(),
+                mode: match share.mode {
+                    ShareMode::ReadWrite => dvs_fs::ShareMode::ReadWrite,
+                    ShareMode::ReadOnly => dvs_fs::ShareMode::ReadOnly,
+                    ShareMode::CopyOnWrite => dvs_fs::ShareMode::CopyOnWrite,
+                },
+            })
+            .collect(),
+        ids,
+        hidden: vec![folders.run, folders.state],
+        hostname: hostname.to_owned(),
+    }
 }
 
 /// Gives pipes to the program's user, as OCI runtimes do: a program that opens `/dev/stdout` anew

@@ -99,7 +99,7 @@ impl Home {
             &options,
             &folder.path,
             (identity.uid, identity.gid),
-            &name,
+            options.hostname.as_deref().unwrap_or(&name),
             Arc::clone(&clients),
         )?;
         let files = Arc::new(files);
@@ -198,6 +198,12 @@ impl Home {
             started: Instant::now(),
             ended: Mutex::new(None),
         });
+        let weak = Arc::downgrade(&home);
+        home.clients.on_fenced(Box::new(move |node| {
+            if let Some(home) = weak.upgrade() {
+                home.cut_off(node);
+            }
+        }));
         if let Err(failure) = home.begin(&pm, &parts, &others) {
             home.end();
             return Err(failure);
@@ -301,6 +307,24 @@ impl Home {
 
     fn others(&self) -> std::sync::MutexGuard<'_, BTreeSet<u16>> {
         self.others.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A node's programs could see stale files: its part is ended, and it counts as lost.
+    fn cut_off(self: &Arc<Self>, node: u16) {
+        let home = Arc::clone(self);
+        // Called by the file-system server, which must not be held up.
+        let spawned = std::thread::Builder::new().name("cut-off".into()).spawn(move || {
+            if node == home.host.node() {
+                home.end();
+                return;
+            }
+            let dc = home.description.id;
+            home.host.ask_all(&[node], LEAVE_PATIENCE, || Call::Leave { dc }).wait();
+            home.node_lost(node);
+        });
+        if let Err(error) = spawned {
+            log::error!("no thread to cut a node off: {error}");
+        }
     }
 
     /// A node is gone, if it was part of this.

@@ -45,6 +45,12 @@ impl RemoteFiles {
     }
 }
 
+/// The file-system protocol carries its own version.
+fn encode(request: &Request) -> Vec<u8> {
+    // Plain data into memory: it cannot fail; and an empty message is refused by the other side.
+    postcard::to_stdvec(request).unwrap_or_default()
+}
+
 /// Contents take the lane for blocks, so that a lookup need not queue behind them.
 fn lane_of(operation: &Operation) -> Lane {
     match operation {
@@ -58,19 +64,19 @@ fn lane_of(operation: &Operation) -> Lane {
 impl FsTransport for RemoteFiles {
     fn call(&self, request: Request) -> Result<Reply, TransportError> {
         let lane = lane_of(&request.operation);
-        let body = super::messages::encode(&request);
+        let body = encode(&request);
         let answer = self
             .endpoint
             .call_on(lane, &self.server, body, FILE_PATIENCE)
             .map_err(|error| transport_error(&error))?;
-        super::messages::decode(&answer).map_err(|error| {
-            log::error!("the file-system server: {error}");
+        dvs_fs::decode::decode_reply(&answer).map_err(|error| {
+            log::error!("the file-system server's reply: {error}");
             TransportError::Gone
         })
     }
 
     fn post(&self, request: Request) {
-        if let Err(error) = self.poster.post(&self.server, super::messages::encode(&request)) {
+        if let Err(error) = self.poster.post(&self.server, encode(&request)) {
             log::debug!("a message to the file-system server was not sent: {error}");
         }
     }
@@ -94,6 +100,7 @@ pub(crate) struct Clients {
     remote: Mutex<BTreeMap<ClientId, Address>>,
     poster: OnceLock<Arc<Poster>>,
     local: OnceLock<(ClientId, LocalDelivery)>,
+    fenced: OnceLock<Box<dyn Fn(u16) + Send + Sync>>,
 }
 
 type LocalDelivery = Box<dyn Fn(Notice) + Send + Sync>;
@@ -113,6 +120,21 @@ impl Clients {
     pub(crate) fn local(&self, client: ClientId, deliver: LocalDelivery) {
         if self.local.set((client, deliver)).is_err() {
             log::error!("the file-system server has two clients here");
+        }
+    }
+
+    /// Who ends the part of a node whose client did not obey.
+    pub(crate) fn on_fenced(&self, end: Box<dyn Fn(u16) + Send + Sync>) {
+        if self.fenced.set(end).is_err() {
+            log::error!("the file-system server's fence was given twice");
+        }
+    }
+
+    /// A client did not obey in time and is cut off.
+    pub(crate) fn fenced(&self, client: ClientId) {
+        log::error!("the file-system client of node {} is cut off", client.node);
+        if let Some(end) = self.fenced.get() {
+            end(client.node);
         }
     }
 

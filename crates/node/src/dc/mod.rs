@@ -4,6 +4,7 @@ pub(crate) mod adapters;
 pub(crate) mod files;
 pub(crate) mod home;
 pub(crate) mod links;
+pub(crate) mod load;
 pub(crate) mod manager;
 pub(crate) mod member;
 pub(crate) mod messages;

@@ -11,6 +11,7 @@
 
 use super::adapters::{AttachPort, TreeHooks};
 use super::links::{CarryLinks, Directory, LinuxLinks};
+use super::load::{LoadMeter, Subject};
 use super::manager::{Listener as NoticeListener, ManagerClient};
 use super::messages::{Description, PartAddresses, PartStatistics};
 use crate::protocol::{Failure, NetworkOption, ProcessInfo};
@@ -70,7 +71,8 @@ pub(crate) struct Part {
     node: u16,
     dc: Dc,
     container: Container,
-    mount: Option<MountHandle>,
+    mount: MountHandle,
+    meter: Arc<LoadMeter>,
     client: Arc<Client>,
     carrier: Arc<Carrier>,
     linux_directory: Arc<Directory>,
@@ -108,6 +110,8 @@ impl Part {
         let mut mounted = None;
         let (mount_client, mount_hooks) = (Arc::clone(client), Arc::clone(&hooks));
         let events = Arc::clone(&late);
+        let late_meter: Arc<OnceLock<Arc<LoadMeter>>> = Arc::default();
+        let kicked = Arc::clone(&late_meter);
         let container = Container::start(
             &spec,
             &program,
@@ -118,16 +122,21 @@ impl Part {
             Box::new(move |event| {
                 let Some(personality) = events.get().and_then(Weak::upgrade) else { return };
                 match event {
-                    ContainerEvent::Program(event) => personality.launcher_event(&event),
+                    ContainerEvent::Program(event) => {
+                        personality.launcher_event(&event);
+                        if let Some(meter) = kicked.get() {
+                            meter.kick();
+                        }
+                    }
                     ContainerEvent::Gone => personality.container_gone(),
                 }
             }),
         )
         .map_err(|error| failed("building it", &error))?;
         let mount = match mounted {
-            Some(Ok(mount)) => Some(mount),
+            Some(Ok(mount)) => mount,
             Some(Err(error)) => return Err(failed("its file tree", &error)),
-            None => None,
+            None => return Err(failed("its file tree", &"it was not mounted")),
         };
         let ids = id_map(&spec.users);
         let carry_directory = Arc::new(Directory::default());
@@ -175,6 +184,15 @@ impl Part {
         // Nothing happens in the container before the first program.
         let _ = late.set(Arc::downgrade(&personality));
         let _ = hooks.0.set(Arc::downgrade(&personality));
+        let subject = Subject {
+            cgroups: container.cgroups.clone(),
+            processes: (container.init, container.launcher_pid),
+            millicpus: description.millicpus.unwrap_or(u32::MAX).min(site.millicpus),
+            node: *node,
+        };
+        let meter = LoadMeter::start(subject, Arc::downgrade(&personality), Arc::clone(manager))
+            .map_err(|error| failed("its load meter", &error))?;
+        let _ = late_meter.set(Arc::clone(&meter));
         let member_listener = listen(&personality, &carrier, &linux, &carry, &member);
         log::debug!("part of {} on node {node}: pid 1 is {}", description.name, container.init);
         Ok(Part {
@@ -185,6 +203,7 @@ impl Part {
             node: *node,
             dc: dc.clone(),
             mount,
+            meter,
             client: Arc::clone(client),
             carrier,
             linux_directory,
@@ -247,6 +266,7 @@ impl Part {
         if let Some(statistics) = ended.as_ref() {
             return statistics.clone();
         }
+        self.meter.stop();
         let statistics = statistics(&self.personality);
         if let Err(error) = self.container.end() {
             log::error!("container {}: {error}", self.description.name);
@@ -254,7 +274,7 @@ impl Part {
         self.personality.container_gone();
         self.personality.stop();
         self.carrier.stop();
-        if !self.mount.as_ref().is_none_or(|mount| mount.wait(UNMOUNT_PATIENCE)) {
+        if !self.mount.wait(UNMOUNT_PATIENCE) {
             log::error!("container {}: its file tree is still used", self.description.name);
         }
         self.client.goodbye();
@@ -343,7 +363,7 @@ fn exec_cookie() -> u32 {
 fn container_spec(site: &Site, first_pid: u32, exec_cookie: u32) -> ContainerSpec {
     let description = &site.description;
     let name = format!("dvs-{:x}-{}", description.id, site.node);
-    let mut spec = ContainerSpec::new(&name, RootSpec::Bind { path: "/".into(), writable: false });
+    let mut spec = ContainerSpec::new(&name, RootSpec::Fuse { max_read: None });
     let (uid, gid) = process::effective_ids();
     spec = if uid == 0 {
         let range = u32::try_from(description.id % ID_RANGES).unwrap_or(0);

@@ -1,0 +1,227 @@
+//! Death and want: commands, daemons and nodes that are killed, disks that are full. Nothing hangs,
+//! the user is told, and nothing is left.
+
+mod world;
+
+use dvs_sys::process;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+use world::{Ran, World, eventually, wait};
+
+/// Starts a program that says "up" and then goes on.
+fn start(world: &World, words: &[&str]) -> (Child, std::process::ChildStdout) {
+    let mut all = vec!["run"];
+    all.extend(words);
+    let mut command = world.dvs(&all);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut output = child.stdout.take().unwrap();
+    let mut text = [0; 3];
+    std::io::Read::read_exact(&mut output, &mut text).unwrap();
+    assert_eq!(&text, b"up\n");
+    (child, output)
+}
+
+/// Pid of a daemon, by name.
+fn daemon(world: &World, name: &str) -> i32 {
+    let list = world.output(&["node", "ls", "--json"]).json();
+    let node = list.as_array().unwrap().iter().find(|node| node["node"] == name).unwrap().clone();
+    node["pid"].as_i64().unwrap().try_into().unwrap()
+}
+
+fn kill(pid: i32) {
+    process::kill(pid, libc::SIGKILL).unwrap();
+}
+
+fn ended(child: Child, output: std::process::ChildStdout) -> Ran {
+    drop(output);
+    wait(child)
+}
+
+const LONG: &str = "echo up; sleep 1000 & exec sleep 1000";
+
+#[test]
+fn the_command_is_killed() {
+    needs_containers!();
+    let world = World::new();
+    for nodes in ["1", "3"] {
+        let (child, output) =
+            start(&world, &["--nodes", nodes, "--place", "spread", "--", "sh", "-c", LONG]);
+        kill(child.id().try_into().unwrap());
+        assert_eq!(ended(child, output).code, 137);
+        world.nothing_left();
+    }
+}
+
+#[test]
+fn the_command_is_killed_on_a_cluster() {
+    needs_containers!();
+    let world = World::new();
+    world.output(&["node", "start", "--count", "2"]).good();
+    let (child, output) = start(&world, &["--place", "spread", "--", "sh", "-c", LONG]);
+    kill(child.id().try_into().unwrap());
+    assert_eq!(ended(child, output).code, 137);
+    eventually("the container is gone", || {
+        world.output(&["dc", "ls", "--json"]).json() == serde_json::json!([])
+    });
+    // The nodes go on.
+    world.run(&["--", "true"]).good();
+    world.output(&["node", "stop", "--all"]).good();
+    world.nothing_left();
+}
+
+#[test]
+fn the_daemon_is_killed() {
+    needs_containers!();
+    let world = World::new();
+    let (child, output) = start(&world, &["--", "sh", "-c", LONG]);
+    kill(daemon(&world, "n1"));
+    ended(child, output).complains(125, &["node n1", "ended unexpectedly"]);
+    world.nothing_left();
+}
+
+#[test]
+fn the_home_of_three_is_killed() {
+    needs_containers!();
+    let world = World::new();
+    let (child, output) =
+        start(&world, &["--nodes", "3", "--place", "spread", "--", "sh", "-c", LONG]);
+    kill(daemon(&world, "n1"));
+    ended(child, output).complains(125, &["node n1", "ended unexpectedly"]);
+    world.nothing_left();
+}
+
+#[test]
+fn another_node_is_killed() {
+    needs_containers!();
+    let world = World::new();
+    // With two nodes everything that is placed goes to n2.
+    let script = "echo up; sleep 1000; echo $?; /bin/echo goes on; exit 3";
+    let (child, mut output) =
+        start(&world, &["--nodes", "2", "--place", "spread", "--", "sh", "-c", script]);
+    eventually("the program runs on n2", || {
+        let list = world.output(&["ps", "--json"]).json();
+        let is = |process: &serde_json::Value| {
+            process["command"] == "sleep 1000" && process["node"] == "n2"
+        };
+        list.as_array().unwrap().iter().any(is)
+    });
+    kill(daemon(&world, "n2"));
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut output, &mut text).unwrap();
+    // The shell may say "Killed".
+    assert!(text.contains("137\ngoes on\n"), "{text}");
+    let ran = ended(child, output);
+    assert_eq!(ran.code, 3, "{ran:?}");
+    assert!(ran.err.contains("node n2 was lost"), "{ran:?}");
+    world.nothing_left();
+}
+
+#[test]
+fn interrupted_while_it_starts() {
+    needs_containers!();
+    let world = World::new();
+    for delay in [0, 1, 3, 6, 10, 20, 40] {
+        let mut command = world.dvs(&["run", "--nodes", "2", "--", "sleep", "1000"]);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(delay));
+        process::kill(child.id().try_into().unwrap(), libc::SIGINT).unwrap();
+        assert_eq!(wait(child).code, 130, "after {delay} ms");
+        world.nothing_left();
+    }
+}
+
+#[test]
+fn killed_while_it_starts() {
+    needs_containers!();
+    let world = World::new();
+    for delay in [0, 1, 3, 6, 10, 20, 40] {
+        let mut command = world.dvs(&["run", "--nodes", "2", "--", "sleep", "1000"]);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(delay));
+        kill(child.id().try_into().unwrap());
+        assert_eq!(wait(child).code, 137, "after {delay} ms");
+        // What was killed before its daemons took over the session leaves its folder, which the next
+        // command removes.
+        eventually("no process is left", || world.left_running().is_empty());
+        world.output(&["node", "ls"]).good();
+        world.nothing_left();
+    }
+}
+
+#[test]
+fn stopping_a_node_by_force_ends_its_containers() {
+    needs_containers!();
+    let world = World::new();
+    world.output(&["node", "start"]).good();
+    let (child, output) = start(&world, &["--", "sh", "-c", LONG]);
+    assert_eq!(world.output(&["node", "stop", "--force", "n1"]).good(), "n1\n");
+    let ran = ended(child, output);
+    assert!([125, 137].contains(&ran.code), "{ran:?}");
+    world.nothing_left();
+}
+
+#[test]
+fn a_daemon_that_is_told_to_end_does() {
+    needs_containers!();
+    let world = World::new();
+    world.output(&["node", "start"]).good();
+    let (child, output) = start(&world, &["--", "sh", "-c", LONG]);
+    process::kill(daemon(&world, "n1"), libc::SIGTERM).unwrap();
+    let ran = ended(child, output);
+    assert!([125, 137].contains(&ran.code), "{ran:?}");
+    world.nothing_left();
+}
+
+#[test]
+fn a_full_disk_is_the_programs_error() {
+    needs_containers!();
+    if process::effective_ids().0 != 0 {
+        println!("SKIPPED: a small disk needs root to be mounted");
+        return;
+    }
+    let world = World::new();
+    // Mounted in a mount namespace of its own, which ends with the command.
+    let script = format!(
+        "mount -t tmpfs -o size=4m,mode=700 none {state} && exec {dvs} run -- sh -c 'dd if=/dev/zero of=/tmp/big bs=1M count=16; echo status $?; df /tmp | tail -1'",
+        state = world.state_folder().display(),
+        dvs = env!("CARGO_BIN_EXE_dvs"),
+    );
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--mount", "sh", "-c", &script]).current_dir(world.work());
+    command.env("DVS_RUN_DIR", world.run_folder()).env("DVS_STATE_DIR", world.state_folder());
+    command.stdin(Stdio::null());
+    let ran = world::finish(command);
+    assert!(ran.err.contains("No space left on device") && ran.out.contains("status 1"), "{ran:?}");
+    world.nothing_left();
+}
+
+#[test]
+fn no_fuse_is_said() {
+    needs_containers!();
+    if process::effective_ids().0 != 0 {
+        println!("SKIPPED: hiding /dev/fuse needs root");
+        return;
+    }
+    let world = World::new();
+    let script = format!(
+        "mount --bind /dev/null /dev/fuse && exec {} run -- true",
+        env!("CARGO_BIN_EXE_dvs")
+    );
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--mount", "sh", "-c", &script]).current_dir(world.work());
+    command.env("DVS_RUN_DIR", world.run_folder()).env("DVS_STATE_DIR", world.state_folder());
+    command.stdin(Stdio::null());
+    world::finish(command).complains(125, &["/dev/fuse", "modprobe fuse", "dvs doctor"]);
+    world.nothing_left();
+}
+
+#[test]
+fn an_end_is_quick() {
+    needs_containers!();
+    let world = World::new();
+    let start = Instant::now();
+    world.run(&["--nodes", "3", "--", "sh", "-c", "sleep 1000 & sleep 1000 & exit 0"]).good();
+    // A bound, not a measurement: an end that runs into a time-out takes longer.
+    assert!(start.elapsed() < Duration::from_secs(10));
+    world.nothing_left();
+}
