@@ -101,7 +101,8 @@ pub struct Attributes {
 /// Permission to cache: until it is recalled, and never longer than its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lease {
-    /// Milliseconds from the receipt of the request's reply; 0: do not cache.
+    /// Milliseconds from the *sending* of the request (the server's clock starts later, so a client
+    /// that counts from there never outlasts it); 0: do not cache.
     pub milliseconds: u32,
     /// Raised by the server with every recall of the object, so that late replies are told apart.
     pub epoch: u64,
@@ -112,6 +113,10 @@ impl Lease {
     pub const NONE: Lease = Lease { milliseconds: 0, epoch: 0 };
     /// For objects that cannot change while the DC lives (read-only image layers).
     pub const FOREVER: Lease = Lease { milliseconds: u32::MAX, epoch: 0 };
+    /// As the content lease of an opened file: another client has the file open for writing, so this
+    /// open file should bypass the page cache (FUSE `FOPEN_DIRECT_IO`). Two kernels that both write
+    /// through their page caches would hold the very pages that the other wants dropped.
+    pub const DIRECT: Lease = Lease { milliseconds: 0, epoch: u64::MAX };
 }
 
 /// A name's answer: the object and how long name and attributes may be kept.
