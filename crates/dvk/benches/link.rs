@@ -81,15 +81,30 @@ fn parent() {
         sink: dc.resolve("sink", LONG).unwrap(),
         bare,
     };
-    bench.compare("round trip of 64 bytes", "us", Bench::our_round_trip, Bench::bare_round_trip);
-    bench.compare("block of 1 MiB, one at a time", "us", Bench::our_block, Bench::bare_block);
-    let rate = median((0..TURNS).map(|_| bench.our_rate()).collect());
-    println!("calls of 64 bytes, {OUTSTANDING} outstanding: {rate:.0} k/s");
-    let local = dc.endpoint().unwrap();
-    local.set_handler(|message| message.reply(Vec::new()));
-    let to = local.address();
-    let local = median((0..TURNS).map(|_| bench.round_trips(&to)).collect());
-    println!("round trip inside the process: {local:.2} us");
+    // `cargo bench -p dvs-dvk --bench link -- rate` measures one figure alone.
+    let wanted = |name: &str| {
+        let known = ["small", "block", "rate", "local"];
+        let mut named = known.iter().filter(|name| std::env::args().any(|arg| arg == **name));
+        named.clone().count() == 0 || named.any(|named| *named == name)
+    };
+    if wanted("small") {
+        let what = "round trip of 64 bytes";
+        bench.compare(what, Bench::our_round_trip, Bench::bare_round_trip);
+    }
+    if wanted("block") {
+        bench.compare("block of 1 MiB, one at a time", Bench::our_block, Bench::bare_block);
+    }
+    if wanted("rate") {
+        let rate = median((0..TURNS).map(|_| bench.our_rate()).collect());
+        println!("calls of 64 bytes, {OUTSTANDING} outstanding: {rate:.0} k/s");
+    }
+    if wanted("local") {
+        let local = dc.endpoint().unwrap();
+        local.set_handler(|message| message.reply(Vec::new()));
+        let to = local.address();
+        let local = median((0..TURNS).map(|_| bench.round_trips(&to)).collect());
+        println!("round trip inside the process: {local:.2} us");
+    }
     child.kill().unwrap();
     child.wait().unwrap();
 }
@@ -110,23 +125,14 @@ fn times(count: usize, mut once: impl FnMut()) -> f64 {
 }
 
 impl Bench {
-    fn compare(
-        &mut self,
-        what: &str,
-        unit: &str,
-        ours: fn(&mut Bench) -> f64,
-        bare: fn(&mut Bench) -> f64,
-    ) {
+    fn compare(&mut self, what: &str, ours: fn(&mut Bench) -> f64, bare: fn(&mut Bench) -> f64) {
         let (mut our, mut other) = (Vec::new(), Vec::new());
         for _ in 0..TURNS {
             our.push(ours(self));
             other.push(bare(self));
         }
         let (our, other) = (median(our), median(other));
-        println!(
-            "{what}: link {our:.1} {unit}, bare socket {other:.1} {unit}, ratio {:.2}",
-            our / other
-        );
+        println!("{what}: link {our:.1} us, bare socket {other:.1} us, ratio {:.2}", our / other);
     }
 
     fn round_trips(&mut self, to: &Address) -> f64 {

@@ -9,7 +9,7 @@
 
 use crate::batch;
 use crate::core::exchange::Command;
-use crate::core::frame::Frame;
+use crate::core::frame::{Frame, Kind};
 use crate::core::hello::Hello;
 use crate::core::lane::Packet;
 use crate::core::link::{DownReason, LaneStatistics, Link, LinkConfig, LinkError, Output};
@@ -222,14 +222,14 @@ impl Peer {
         connection: u64,
         frame: Frame,
     ) -> Result<(), LinkError> {
+        let changes = matches!(frame.header.kind, Kind::Hello | Kind::Goodbye);
         let mut state = self.lock();
         let received = state.link.received(lane, connection, frame, shared.now())?;
         let incarnation = state.link.incarnation();
         let mut after = After::default();
-        let opened = !received.outputs.is_empty();
         self.apply(shared, &mut state, received.outputs, &mut after);
         drop(state);
-        if opened {
+        if changes {
             self.changed.notify_all();
         }
         self.finish(shared, after);

@@ -230,6 +230,10 @@ impl Lane {
         self.ack_due || self.heartbeat_due
     }
 
+    pub(crate) fn owes_ack(&self) -> bool {
+        self.ack_due
+    }
+
     pub(crate) fn has_output(&self) -> bool {
         self.connection.is_some()
             && (self.hello_due.is_some()

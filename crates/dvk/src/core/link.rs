@@ -255,7 +255,8 @@ impl Link {
         }
         let state = self.lane_mut(lane);
         let accepted = state.accept(frame, now)?;
-        let outputs = if state.has_output() { vec![Output::Write(lane)] } else { Vec::new() };
+        // Only what this frame made due: other frames may be held back by a batch.
+        let outputs = if state.owes_ack() { vec![Output::Write(lane)] } else { Vec::new() };
         Ok(match accepted {
             Accepted::Data(frame) => Received { frame: Some(frame), outputs },
             Accepted::Nothing => Received { frame: None, outputs },
