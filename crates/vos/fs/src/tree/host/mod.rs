@@ -280,11 +280,7 @@ impl Tree for HostTree {
     }
 
     fn forget(&self, inode: InodeId, references: u64) {
-        let mut table = self.table();
-        table.forget(inode.number, references);
-        let dead = table.take_dead();
-        drop(table);
-        self.bury(dead);
+        self.give_back(inode.number, references);
     }
 
     fn is_slow_to_change(&self, inode: InodeId) -> bool {

@@ -5,6 +5,7 @@
 
 use super::nodes::{Key, New, Record, Side};
 use super::resolve::{c_name, errno};
+use super::union::Held;
 use super::{HostTree, read, write};
 use crate::messages::InodeId;
 use crate::tree::{Caller, Found, Make, Renamed, Result, check_name};
@@ -21,14 +22,10 @@ impl HostTree {
         read(&self.mounts).contains_key(&(directory.number, name.to_vec()))
     }
 
-    /// What a name means, without keeping it known.
-    fn peek(&self, directory: &Record, name: &[u8]) -> Result<Option<Record>> {
+    /// What a name means at this moment.
+    fn peek(&self, directory: &Record, name: &[u8]) -> Result<Option<Held<'_>>> {
         let _names = self.directory_locks.lock(directory.number);
-        let found = self.find(directory, name)?;
-        if let Some(record) = &found {
-            self.table().release(record.number);
-        }
-        Ok(found)
+        self.find(directory, name)
     }
 
     pub(super) fn make_object(
@@ -112,8 +109,7 @@ impl HostTree {
         self.absent(parent, name)?;
         let directory = self.copy_up(parent, None)?;
         let _names = self.directory_locks.lock(directory.number);
-        if let Some(record) = self.find(&directory, name)? {
-            self.table().release(record.number);
+        if self.find(&directory, name)?.is_some() {
             return Err(libc::EEXIST);
         }
         let fd = self.descriptor_of(directory.number, Side::Upper)?;
@@ -167,8 +163,7 @@ impl HostTree {
         let record = self.copy_up(inode, None)?;
         let directory = self.copy_up(parent, None)?;
         let _names = self.directory_locks.lock(directory.number);
-        if let Some(other) = self.find(&directory, name)? {
-            self.table().release(other.number);
+        if self.find(&directory, name)?.is_some() {
             return Err(libc::EEXIST);
         }
         let fd = self.descriptor_of(record.number, Side::Upper)?;
@@ -199,7 +194,8 @@ impl HostTree {
             (true, true) if self.lower_shows_names(victim)? => Err(libc::ENOTEMPTY),
             _ => Ok(()),
         };
-        check(&self.peek(&directory, name)?.ok_or(libc::ENOENT)?)?;
+        let peeked = self.peek(&directory, name)?.ok_or(libc::ENOENT)?;
+        check(&peeked)?;
         let directory = self.copy_up(parent, None)?;
         let _names = self.directory_locks.lock(directory.number);
         let victim = self.find(&directory, name)?.ok_or(libc::ENOENT)?;
@@ -237,10 +233,6 @@ impl HostTree {
         if let Ok(known) = table.get_mut(record.number) {
             known.pinned = known.pinned.saturating_sub(1);
         }
-        table.release(record.number);
-        let dead = table.take_dead();
-        drop(table);
-        self.bury(dead);
     }
 
     /// The name at which an object was found is gone.
@@ -320,7 +312,7 @@ impl HostTree {
         if from.region != to.region {
             return Err(libc::EXDEV);
         }
-        if let Some(error) = self.move_error(&source, target.as_ref(), &from, &to, exchange)? {
+        if let Some(error) = self.move_error(&source, target.as_deref(), &from, &to, exchange)? {
             return Err(error);
         }
         if target.as_ref().is_some_and(|target| target.number == source.number) {
@@ -349,12 +341,12 @@ impl HostTree {
         else {
             return Ok(None);
         };
-        let number = |record: &Option<Record>| record.as_ref().map(|record| record.number);
+        let number = |record: &Option<Held<'_>>| record.as_ref().map(|record| record.number);
         let target_is_up = now_target.as_ref().is_none_or(|t| !exchange || t.upper.is_some());
         if number(&now_target) != number(&target) || !target_is_up {
             return Ok(None);
         }
-        self.move_locked(&from, name, &now_source, &to, new_name, now_target.as_ref(), exchange)
+        self.move_locked(&from, name, &now_source, &to, new_name, now_target.as_deref(), exchange)
             .map(Some)
     }
 

@@ -34,6 +34,36 @@ const NOT_SHOWN: [u64; 17] = [
     0x6573_5546, // fuse
 ];
 
+/// A known object that stays known while this is held.
+pub(super) struct Held<'a> {
+    tree: &'a HostTree,
+    record: Record,
+    kept: bool,
+}
+
+impl Held<'_> {
+    /// Leaves the reference to whoever will give it back by [`crate::tree::Tree::forget`].
+    pub(super) fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl std::ops::Deref for Held<'_> {
+    type Target = Record;
+
+    fn deref(&self) -> &Record {
+        &self.record
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.tree.give_back(self.record.number, 1);
+        }
+    }
+}
+
 /// A file that a name means in a lower layer.
 pub(super) struct Visible {
     pub(super) lower: Lower,
@@ -47,24 +77,12 @@ impl HostTree {
         check_name(name)?;
         let _guard = self.directory_locks.lock(directory.number);
         let name_life = self.name_life(&directory);
-        let Some(mut record) = self.find(&directory, name)? else {
+        let Some(held) = self.find(&directory, name)? else {
             return Ok(Looked { found: None, name_life });
         };
-        let found = self.found(&record)?;
-        let mut table = self.table();
-        record = match table.get_mut(record.number) {
-            Ok(known) => {
-                known.references += 1;
-                return Ok(Looked { found: Some(found), name_life });
-            }
-            // Forgotten between the two: it is known by its file, so learn it anew.
-            Err(_) => record,
-        };
-        let upper = record.upper.zip(record.upper_fd);
-        let lower = record.lower.map(|lower| (lower, record.lower_fd));
-        let (region, kind, place) = (record.region, record.kind, record.place);
-        let known = table.learn(New { region, kind, place, upper, lower })?;
-        known.references += 1;
+        let found = self.found(&held)?;
+        // The reference is the client's from here on.
+        held.keep();
         Ok(Looked { found: Some(found), name_life })
     }
 
@@ -77,10 +95,25 @@ impl HostTree {
         }
     }
 
+    fn hold(&self, record: &mut Record) -> Result<Held<'_>> {
+        record.references += 1;
+        Ok(Held { tree: self, record: record.clone(), kept: false })
+    }
+
+    /// Gives references to an object back.
+    pub(super) fn give_back(&self, number: u64, references: u64) {
+        let mut table = self.table();
+        table.forget(number, references);
+        let dead = table.take_dead();
+        drop(table);
+        self.bury(dead);
+    }
+
     /// What a name means. The caller holds the directory's lock.
-    pub(super) fn find(&self, directory: &Record, name: &[u8]) -> Result<Option<Record>> {
+    pub(super) fn find(&self, directory: &Record, name: &[u8]) -> Result<Option<Held<'_>>> {
         if let Some(region) = read(&self.mounts).get(&(directory.number, name.to_vec())) {
-            return self.record(self.regions[*region].root).map(Some);
+            let root = self.regions[*region].root.number;
+            return self.hold(self.table().get_mut(root)?).map(Some);
         }
         let name_c = c_name(name)?;
         let place = Some((directory.number, name.to_vec()));
@@ -101,14 +134,14 @@ impl HostTree {
                     upper: Some((key, fd)),
                     lower: partner.map(|lower| (lower, None)),
                 };
-                return self.table().learn(new).map(|record| Some(record.clone()));
+                return self.hold(self.table().learn(new)?).map(Some);
             }
         }
         let Some(visible) = self.visible_lower(directory, name)? else { return Ok(None) };
         let kind = visible.status.mode & libc::S_IFMT;
         let lower = Some((visible.lower, Some(visible.fd)));
         let new = New { region: directory.region, kind, place, upper: None, lower };
-        self.table().learn(new).map(|record| Some(record.clone()))
+        self.hold(self.table().learn(new)?).map(Some)
     }
 
     /// A name of an upper directory. The daemon's own state is never seen.
