@@ -194,15 +194,33 @@ impl Container {
         !wait_for_end(&self.init_pidfd, Duration::ZERO)
     }
 
-    /// Stops everything in the container by its cgroup freezer, launcher included, or lets it go on.
-    /// Where there is none: `Launcher::signal(-1, SIGSTOP)` stops the guest's processes.
+    /// Stops everything in the container, or lets it go on: by its cgroup freezer (launcher included;
+    /// the guest sees nothing), or, in a container without limits, which has none, by `SIGSTOP` and
+    /// `SIGCONT` to all processes of the guest.
     ///
     /// # Errors
-    /// errno; `EOPNOTSUPP` without a freezer.
+    /// errno; `ESHUTDOWN` when the container has ended.
     pub fn freeze(&self, frozen: bool) -> Result<(), i32> {
+        match self.freeze_by_cgroup(frozen) {
+            Err(libc::EOPNOTSUPP) => {
+                let signal = if frozen { libc::SIGSTOP } else { libc::SIGCONT };
+                match self.launcher.signal(-1, signal, None) {
+                    // Nobody there to be stopped.
+                    Err(libc::ESRCH) => Ok(()),
+                    result => result,
+                }
+            }
+            result => result,
+        }
+    }
+
+    fn freeze_by_cgroup(&self, frozen: bool) -> Result<(), i32> {
         let keeper = self.keeper.lock().unwrap();
         if keeper.ended.is_some() {
             return Err(libc::ESHUTDOWN);
+        }
+        if self.cgroups.is_empty() {
+            return Err(libc::EOPNOTSUPP);
         }
         frame::send(keeper.socket.as_fd(), &ToKeeper::Freeze(frozen), &[])
             .map_err(|_| libc::ESHUTDOWN)?;

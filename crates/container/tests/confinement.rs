@@ -294,7 +294,7 @@ fn limits_hold_or_are_warned_about() {
         assert!(!running.container.warnings.is_empty());
         println!("SKIPPED: no cgroups here: {:?}", running.container.warnings);
     } else if running.container.warnings.is_empty() {
-        let (_, output) = running.run(&["bash", "-c", count]);
+        let (_, output) = running.sh(count);
         let processes = running.container.processes().unwrap().len();
         assert!(processes <= 20, "{processes} processes: {output}");
         running.container.launcher.signal(-1, libc::SIGKILL, None).unwrap_or_else(|errno| {
@@ -317,40 +317,40 @@ fn limits_hold_or_are_warned_about() {
     running.finish();
 }
 
+/// CPU time of a process and of all that were its children, clock ticks.
+fn ticks(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields = stat.rsplit_once(')').unwrap().1.to_owned();
+    fields.split_whitespace().nth(11).unwrap().parse().unwrap()
+}
+
 #[test]
 fn a_frozen_container_stands_still_and_still_ends() {
     if !possible() {
         return;
     }
-    let running = start(&spec("freeze"));
-    let mut busy = output_spec(&["sh", "-c", "while :; do :; done"], &[]);
-    busy.nice = 10;
-    let busy = running.container.launcher.launch(busy, &[]).unwrap();
-    let used = || {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", busy.host_pid)).unwrap();
-        let fields = stat.rsplit_once(')').unwrap().1.to_owned();
-        fields.split_whitespace().nth(11).unwrap().parse::<u64>().unwrap()
-    };
-    eventually("some work", || used() > 0);
-    let by_signal = running.container.freeze(true) == Err(libc::EOPNOTSUPP);
-    if by_signal {
-        running.container.launcher.signal(-1, libc::SIGSTOP, None).unwrap();
-    }
-    // It stands still once two readings with a pause are the same.
-    eventually("standstill", || {
-        let before = used();
-        std::thread::sleep(std::time::Duration::from_millis(50));
-        used() == before
-    });
-    let stopped = used();
-    if by_signal {
-        running.container.launcher.signal(-1, libc::SIGCONT, None).unwrap();
-    } else {
+    // With limits there is a freezer (where this user may make one), without there are signals.
+    for limits in [Limits { pids: Some(1000), ..Default::default() }, Limits::default()] {
+        let mut spec = spec("freeze");
+        spec.limits = limits;
+        let running = start(&spec);
+        let mut busy = output_spec(&["sh", "-c", "while :; do :; done"], &[]);
+        busy.nice = 10;
+        let busy = running.container.launcher.launch(busy, &[]).unwrap().host_pid;
+        eventually("some work", || ticks(busy) > 0);
+        running.container.freeze(true).unwrap();
+        // It stands still once two readings with a pause are the same.
+        eventually("standstill", || {
+            let before = ticks(busy);
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            ticks(busy) == before
+        });
+        let stopped = ticks(busy);
         running.container.freeze(false).unwrap();
+        eventually("work again", || ticks(busy) > stopped);
+        running.container.freeze(true).unwrap();
+        running.finish();
     }
-    eventually("work again", || used() > stopped);
-    let _ = running.container.freeze(true);
-    running.finish();
 }
 
 #[test]
