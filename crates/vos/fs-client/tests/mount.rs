@@ -2,8 +2,11 @@
 
 mod common;
 
+use common::real::Real;
 use common::stub::Stub;
 use common::{WAIT, in_child, mount, mount_with, until};
+use dvs_fs::tree::Life;
+use dvs_fs::tree::memory::MemoryTree;
 use dvs_fs_client::Hooks;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -200,12 +203,12 @@ fn a_cut_link_is_a_delay() {
     in_child("a_cut_link_is_a_delay", || {
         let stub = Stub::new();
         let node = mount(&stub, 1);
-        node.link.lose.store(3, Ordering::Relaxed);
+        node.link.as_ref().unwrap().lose.store(3, Ordering::Relaxed);
         node.shell(
             "mkdir d; for i in 1 2 3 4 5 6 7 8 9; do echo $i >> d/log; echo $i > d/$i; done
              test \"$(tr '\\n' ' ' < d/log)\" = '1 2 3 4 5 6 7 8 9 '; rm -r d; test ! -e d",
         );
-        node.link.lose.store(0, Ordering::Relaxed);
+        node.link.as_ref().unwrap().lose.store(0, Ordering::Relaxed);
         assert_eq!(stub.repeated(), 0, "nothing was done twice");
     });
 }
@@ -216,7 +219,7 @@ fn a_server_that_is_gone_gives_errors_and_no_hang() {
         let stub = Stub::new();
         let node = mount(&stub, 1);
         fs::write(node.at("f"), "x").unwrap();
-        node.link.gone.store(true, Ordering::Relaxed);
+        node.link.as_ref().unwrap().gone.store(true, Ordering::Relaxed);
         assert_eq!(fs::write(node.at("g"), "x").unwrap_err().raw_os_error(), Some(libc::EIO));
         assert!(node.client.is_gone());
     });
@@ -277,17 +280,41 @@ fn aborting_ends_every_thread_and_every_waiter() {
 }
 
 /// `DVS_RUN='pjdfstest -c ...' cargo test -p dvs-fs-client --test mount foreign -- --ignored
-/// --nocapture`: runs a foreign suite's command in a directory of a mount.
+/// --nocapture`: runs a foreign suite's command in a directory of a mount. `DVS_TREE` says of which
+/// tree: `strict` (the server of these tests), `memory`, `upper` (the DC's own part of a host tree)
+/// or `share` (a shared folder).
 #[test]
 #[ignore = "runs the command in DVS_RUN, by hand"]
 fn foreign() {
     in_child("foreign", || {
-        let stub = Stub::new();
-        let node = mount(&stub, 1);
+        let tree = std::env::var("DVS_TREE").unwrap_or_default();
+        for folder in ["/mnt/image", "/mnt/upper", "/mnt/share"] {
+            fs::create_dir(folder).unwrap();
+        }
+        let config = dvs_fs::TreeConfig {
+            image: dvs_fs::Image::Directory("/mnt/image".into()),
+            upper: "/mnt/upper".into(),
+            shares: vec![dvs_fs::Share {
+                host: "/mnt/share".into(),
+                path: "/share".into(),
+                mode: dvs_fs::ShareMode::ReadWrite,
+            }],
+            ids: dvs_fs::IdMap::Identity,
+            hidden: Vec::new(),
+            hostname: "dc".into(),
+        };
+        let (node, folder) = match tree.as_str() {
+            "memory" => (mount(&Real::new(Arc::new(MemoryTree::new(Life::Private))), 1), ""),
+            "upper" => (mount(&Real::host(&config), 1), "srv"),
+            "share" => (mount(&Real::host(&config), 1), "share"),
+            _ => (mount(&Stub::new(), 1), ""),
+        };
+        let folder = node.at(folder);
+        fs::create_dir_all(&folder).unwrap();
         let command = std::env::var("DVS_RUN").unwrap_or_else(|_| "true".into());
         let status = std::process::Command::new("sh")
             .args(["-c", &command])
-            .current_dir(&node.path)
+            .current_dir(folder)
             .status()
             .unwrap();
         assert!(status.success(), "{status}");

@@ -5,11 +5,15 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 #![allow(unreachable_pub, reason = "a module of test binaries")]
 
+pub mod real;
 pub mod stub;
 
 use dvs_fs::messages::ClientId;
-use dvs_fs_client::{Client, ClientOptions, Hooks, Mount, MountHandle, MountOptions, NoHooks};
+use dvs_fs_client::{
+    Client, ClientOptions, FsTransport, Hooks, Mount, MountHandle, MountOptions, NoHooks,
+};
 use dvs_sys::fuse::Device;
+use real::Real;
 use std::ffi::CString;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
@@ -18,6 +22,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use stub::{Link, Stub};
 
@@ -106,7 +111,8 @@ pub struct Node {
     pub path: PathBuf,
     pub client: Arc<Client>,
     pub handle: MountHandle,
-    pub link: Arc<Link>,
+    /// Of a node on the stub.
+    pub link: Option<Arc<Link>>,
 }
 
 impl Node {
@@ -148,15 +154,78 @@ fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
 }
 
+/// A server of either kind.
+pub trait Server {
+    /// A way to it for one client.
+    fn way(self: &Arc<Self>) -> (Arc<dyn FsTransport>, Option<Arc<Link>>);
+    /// Its notices for the client go there.
+    fn welcome(&self, client: &Arc<Client>);
+}
+
+impl Server for Stub {
+    fn way(self: &Arc<Self>) -> (Arc<dyn FsTransport>, Option<Arc<Link>>) {
+        let link = self.link();
+        (Arc::clone(&link) as _, Some(link))
+    }
+
+    fn welcome(&self, client: &Arc<Client>) {
+        self.join(client);
+    }
+}
+
+impl Server for Real {
+    fn way(self: &Arc<Self>) -> (Arc<dyn FsTransport>, Option<Arc<Link>>) {
+        (Arc::clone(self) as _, None)
+    }
+
+    fn welcome(&self, client: &Arc<Client>) {
+        self.join(client);
+    }
+}
+
 /// Mounts one node on a server.
-pub fn mount_with(stub: &Arc<Stub>, number: u16, hooks: Arc<dyn Hooks>) -> Node {
-    let link = stub.link();
+pub fn mount_with<S: Server>(server: &Arc<S>, number: u16, hooks: Arc<dyn Hooks>) -> Node {
+    let (transport, link) = server.way();
     let id = ClientId { node: number, incarnation: 1 };
     let options = ClientOptions { first_pause: Duration::ZERO, ..ClientOptions::default() };
-    let client = Client::connect(Arc::clone(&link) as _, id, options).unwrap();
-    stub.join(&client);
+    let client = Client::connect(transport, id, options).unwrap();
+    server.welcome(&client);
     let (path, handle) = mount_client(&client, number, hooks);
     Node { path, client, handle, link }
+}
+
+/// Two nodes on one server.
+pub struct Pair {
+    pub a: Node,
+    pub b: Node,
+    /// Says whether every recall was obeyed.
+    pub obeyed: Box<dyn Fn() -> bool>,
+    /// Requests for locks that the server has got.
+    pub locks: Box<dyn Fn() -> u64>,
+}
+
+/// Pairs of nodes on each kind of server: the strict one of these tests, and the real one.
+pub fn pairs() -> Vec<Pair> {
+    let stub = Stub::new();
+    let real =
+        Real::new(Arc::new(dvs_fs::tree::memory::MemoryTree::new(dvs_fs::tree::Life::Private)));
+    let (a, b) = (mount(&stub, 1), mount(&stub, 2));
+    let count = Arc::clone(&stub);
+    let first = Pair {
+        a,
+        b,
+        obeyed: Box::new(move || stub.recall_timeouts.load(Ordering::Relaxed) == 0),
+        locks: Box::new(move || count.count("lock")),
+    };
+    let (a, b) = (mount(&real, 3), mount(&real, 4));
+    let count = Arc::clone(&real);
+    let second = Pair {
+        a,
+        b,
+        obeyed: Box::new(move || real.clients.fenced.load(Ordering::Relaxed) == 0),
+        locks: Box::new(move || count.locks.load(Ordering::Relaxed)),
+    };
+    vec![first, second]
 }
 
 /// Mounts a client at `/mnt/N`.
@@ -182,8 +251,8 @@ pub fn mount_client(
     (path, handle)
 }
 
-pub fn mount(stub: &Arc<Stub>, number: u16) -> Node {
-    mount_with(stub, number, Arc::new(NoHooks))
+pub fn mount<S: Server>(server: &Arc<S>, number: u16) -> Node {
+    mount_with(server, number, Arc::new(NoHooks))
 }
 
 /// Waits until something is so.
