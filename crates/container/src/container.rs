@@ -91,6 +91,8 @@ pub struct Container {
     pub launcher: Launcher,
     /// Names pid 1; readable when the container has ended.
     pub init_pidfd: OwnedFd,
+    /// `/dev/pts/ptmx` of the container, by path only: to be opened anew as `/proc/self/fd/N`.
+    pub multiplexer: OwnedFd,
     /// Pid of pid 1 outside.
     pub init: u32,
     /// Pid of the launcher.
@@ -144,6 +146,7 @@ impl Container {
                 listener: parts.listener,
                 launcher: parts.launcher,
                 init_pidfd: parts.init_pidfd,
+                multiplexer: parts.multiplexer,
                 init: parts.init,
                 launcher_pid: parts.launcher_pid,
                 warnings: parts.warnings,
@@ -255,6 +258,7 @@ struct Parts {
     listener: Listener,
     launcher: Launcher,
     init_pidfd: OwnedFd,
+    multiplexer: OwnedFd,
     init: u32,
     launcher_pid: u32,
     warnings: Vec<String>,
@@ -294,11 +298,9 @@ impl Keeper {
                     serve(fuse);
                 }
                 FromKeeper::Built { init, launcher: launcher_pid, warnings, cgroups } => {
-                    let (Some(listener), Some(socket), Some(init_pidfd)) =
-                        (descriptors.next(), descriptors.next(), descriptors.next())
-                    else {
-                        return Err(nonsense());
-                    };
+                    let mut next = || descriptors.next().ok_or_else(nonsense);
+                    let (listener, socket, init_pidfd) = (next()?, next()?, next()?);
+                    let multiplexer = next()?;
                     let (launcher, reader) =
                         Launcher::new(socket, events).map_err(StartError::Keeper)?;
                     self.reader = Some(reader);
@@ -307,6 +309,7 @@ impl Keeper {
                         listener,
                         launcher,
                         init_pidfd,
+                        multiplexer,
                         init,
                         launcher_pid,
                         warnings,

@@ -171,7 +171,7 @@ impl Ready {
         drop(listener);
         host.end();
         log::info!("node {} ends", host.config().name);
-        folder.remove();
+        drop(folder);
     }
 }
 

@@ -229,12 +229,13 @@ pub fn leave_session(path: &Path) {
     }
 }
 
-/// A folder with its lock held: nobody takes it for stale.
+/// A folder with its lock held: nobody takes it for stale. Removed with all that is in it when it is
+/// dropped.
 #[derive(Debug)]
 pub struct OwnedFolder {
     /// The folder.
     pub path: PathBuf,
-    lock: File,
+    _lock: File,
 }
 
 impl OwnedFolder {
@@ -247,13 +248,13 @@ impl OwnedFolder {
         let _guard = guard(parent)?;
         private_folder(path)?;
         let lock = take_lock(path, LockKind::Exclusive)?;
-        Ok(lock.map(|lock| OwnedFolder { path: path.to_owned(), lock }))
+        Ok(lock.map(|lock| OwnedFolder { path: path.to_owned(), _lock: lock }))
     }
+}
 
-    /// Removes it with all that is in it.
-    pub fn remove(self) {
+impl Drop for OwnedFolder {
+    fn drop(&mut self) {
         remove_tree_logged(&self.path);
-        drop(self.lock);
     }
 }
 
@@ -565,7 +566,8 @@ mod tests {
         let folders = folders(&root);
         folders.prepare().unwrap();
         let dead = folders.nodes().join("dead");
-        drop(OwnedFolder::make(&dead).unwrap().unwrap());
+        private_folder(&dead).unwrap();
+        drop(take_lock(&dead, LockKind::Exclusive).unwrap().unwrap());
         let live = OwnedFolder::make(&folders.nodes().join("live")).unwrap().unwrap();
         assert!(OwnedFolder::make(&live.path).unwrap().is_none(), "it is taken");
         let other = folders.state.join("precious");
@@ -573,7 +575,7 @@ mod tests {
         assert_eq!(folders.live_nodes(), vec![live.path.clone()]);
         folders.clean_stale();
         assert!(!dead.exists() && live.path.exists() && other.exists());
-        live.remove();
+        drop(live);
         assert_eq!(folders.live_nodes(), Vec::<PathBuf>::new());
         remove_tree(&root).unwrap();
     }

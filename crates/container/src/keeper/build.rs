@@ -28,6 +28,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 /// Longest wait for a step of the other side.
@@ -57,7 +58,7 @@ const MOUNT_POINTS: [&str; 5] = ["/tmp", "/mnt", "/var", "/usr", "/proc"];
 enum FromLauncher {
     /// The root is mounted; with its FUSE device.
     Fuse { minor: Option<u32> },
-    /// All is there; with the listener.
+    /// All is there; with the listener and the multiplexer of the container's terminals.
     Done { init: u32, warnings: Vec<String> },
     /// A step failed.
     Failed { step: String, errno: i32 },
@@ -125,12 +126,14 @@ pub(super) fn build(
             }
             FromLauncher::Done { init, warnings } => {
                 let listener = descriptors.next().ok_or_else(missing)?;
+                let multiplexer = descriptors.next().ok_or_else(missing)?;
                 let init_pidfd = process::pidfd_open(init).step("name pid 1")?;
                 return Ok(Built {
                     init,
                     init_pidfd,
                     launcher: child.pid,
                     listener,
+                    multiplexer,
                     launcher_socket: daemon_end,
                     warnings,
                 });
@@ -232,6 +235,13 @@ impl Context<'_> {
         let (init, last_pid, more) = self.make_init()?;
         warnings.extend(more);
         std::env::set_current_dir("/").step("enter the root")?;
+        // A daemon outside the user namespace may not walk through the FUSE root, so it is given the
+        // device that it makes terminals from.
+        let multiplexer = File::options()
+            .read(true)
+            .custom_flags(libc::O_PATH)
+            .open("/dev/pts/ptmx")
+            .step("open the multiplexer of terminals")?;
 
         let mut groups = process::groups().step("read the groups")?;
         groups.sort_unstable();
@@ -256,8 +266,8 @@ impl Context<'_> {
                 .map_err(|errno| BuildError::new("choose the first pid", errno))?;
         }
         let done = FromLauncher::Done { init, warnings };
-        frame::send(self.socket, &done, &[listener.as_fd()]).step("report")?;
-        drop(listener);
+        frame::send(self.socket, &done, &[listener.as_fd(), multiplexer.as_fd()]).step("report")?;
+        drop((listener, multiplexer));
         let requests = requests.try_clone().step("take the socket")?;
         Launcher::new(self.alone, base, requests, last_pid).step("watch children")
     }

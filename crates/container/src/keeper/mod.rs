@@ -128,6 +128,8 @@ pub(crate) struct Built {
     /// Kept open until the end: with the last one closed, trapped calls would fail with `ENOSYS`
     /// between the death of the daemon and that of the guest.
     pub(crate) listener: OwnedFd,
+    /// `/dev/pts/ptmx` of the container, by path only (`O_PATH`).
+    pub(crate) multiplexer: OwnedFd,
     pub(crate) launcher_socket: OwnedFd,
     pub(crate) warnings: Vec<String>,
 }
@@ -168,8 +170,12 @@ impl Keeper {
             warnings: cgroups.warnings.iter().chain(&built.warnings).cloned().collect(),
             cgroups: cgroups.paths(),
         };
-        let descriptors: [BorrowedFd<'_>; 3] =
-            [built.listener.as_fd(), built.launcher_socket.as_fd(), built.init_pidfd.as_fd()];
+        let descriptors: [BorrowedFd<'_>; 4] = [
+            built.listener.as_fd(),
+            built.launcher_socket.as_fd(),
+            built.init_pidfd.as_fd(),
+            built.multiplexer.as_fd(),
+        ];
         frame::send(self.socket.as_fd(), &message, &descriptors).step("hand the container over")
     }
 

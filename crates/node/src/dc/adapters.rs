@@ -12,7 +12,8 @@ pub(crate) struct AttachPort(pub(crate) Arc<Client>);
 
 impl Attacher for AttachPort {
     fn attach(&self, request: AttachRequest) -> Result<Vec<u8>, i32> {
-        let like = Attached { inode: None, flags: request.flags, position: request.position };
+        let inode = request.inode.map(|number| InodeId { number, generation: 0 });
+        let like = Attached { inode, flags: request.flags, position: request.position };
         let description = Arc::new(Description(request.description));
         Ok(self.0.attach(description, like)?.path().into_bytes())
     }

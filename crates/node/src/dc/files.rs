@@ -205,13 +205,12 @@ pub(crate) fn fit_standard(
 /// # Errors
 /// When it cannot be made.
 pub(crate) fn open_terminal(
-    init: u32,
+    multiplexer: &Path,
     size: WindowSize,
     owner: (u32, u32),
 ) -> Result<(OwnedFd, Vec<OwnedFd>), Failure> {
     let failed = |error: dvs_sys::error::SysError| Failure::new(format!("a terminal: {error}"));
-    let multiplexer = PathBuf::from(format!("/proc/{init}/root/dev/pts/ptmx"));
-    let (master, slave) = terminal::open_pair(&multiplexer).map_err(failed)?;
+    let (master, slave) = terminal::open_pair(multiplexer).map_err(failed)?;
     let size = terminal::WindowSize { rows: size.rows, columns: size.columns, width: 0, height: 0 };
     terminal::set_window_size(master.as_fd(), size).map_err(failed)?;
     if let Err(error) = pipe::change_owner(&slave, owner.0, owner.1) {

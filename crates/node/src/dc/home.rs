@@ -81,6 +81,15 @@ impl Home {
     /// # Errors
     /// A sentence about what failed, and where.
     pub(crate) fn make(host: &Arc<Host>, plan: Plan) -> Result<Arc<Home>, Failure> {
+        let id = plan.id;
+        let made = Home::make_open(host, plan);
+        if made.is_err() {
+            host.dvk().dc(DcId(id), NodeId(host.node())).close();
+        }
+        made
+    }
+
+    fn make_open(host: &Arc<Host>, plan: Plan) -> Result<Arc<Home>, Failure> {
         let Plan { id, name, options, members, folder, command, environment, user, notify } = plan;
         let node = host.node();
         let arrived = (clock::monotonic(), clock::boot());
@@ -164,8 +173,6 @@ impl Home {
                 // Also those that did not answer: their answer may come too late.
                 host.ask_all(&others, LEAVE_PATIENCE, || Call::Leave { dc: id }).wait();
                 files.stop();
-                dc.close();
-                folder.remove();
                 return Err(failure);
             }
         };
@@ -271,7 +278,8 @@ impl Home {
         let owner = (outside(identity.uid), outside(identity.gid));
         let (descriptors, master) = match options.terminal {
             Some(size) => {
-                let (master, slaves) = super::files::open_terminal(self.part.init(), size, owner)?;
+                let (master, slaves) =
+                    super::files::open_terminal(&self.part.multiplexer(), size, owner)?;
                 (slaves, Some(master))
             }
             None => (fit_standard(descriptors, owner)?, None),
@@ -366,10 +374,7 @@ impl Home {
         }
         self.files.stop();
         self.host.dvk().dc(DcId(dc), NodeId(self.host.node())).close();
-        let folder = self.folder.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(folder) = folder {
-            folder.remove();
-        }
+        self.folder.lock().unwrap_or_else(PoisonError::into_inner).take();
         let statistics = self.sum(&parts, wall);
         *ended = Some(statistics.clone());
         log::info!("container {} is gone", self.info.name);

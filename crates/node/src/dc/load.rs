@@ -136,10 +136,30 @@ impl Subject {
                 }
             }
         }
-        let (init, launcher) = self.processes;
-        let found = dvs_container::pids::of_container(init, launcher).unwrap_or_default();
-        found.into_iter().map(|(outside, _)| outside).collect()
+        descendants(&[self.processes.0, self.processes.1])
     }
+}
+
+/// All threads of these processes and their descendants, by the kernel's lists of children: the cost
+/// is that of the container, not of the whole machine.
+fn descendants(roots: &[u32]) -> Vec<u32> {
+    let mut found: Vec<u32> = Vec::new();
+    let mut open: Vec<u32> = roots.to_vec();
+    while let Some(process) = open.pop() {
+        let tasks = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten();
+        for task in tasks.flatten() {
+            found.extend(task.file_name().to_str().and_then(|name| name.parse::<u32>().ok()));
+            let children = std::fs::read_to_string(task.path().join("children"));
+            let children = children.unwrap_or_default();
+            open.extend(children.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
+        }
+        if found.len() > 2 * MAX_TASKS {
+            break;
+        }
+    }
+    found.sort_unstable();
+    found.dedup();
+    found
 }
 
 /// The state letter of `/proc/PID/stat`: behind the name, which may hold anything, even brackets.
@@ -165,7 +185,11 @@ mod tests {
         let own = std::process::id();
         // No cgroup: the processes are those of a container whose launcher and pid 1 are this one.
         let subject = Subject { cgroups: vec![], processes: (own, own), millicpus: 1000, node: 1 };
-        assert!(subject.tasks().contains(&own));
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        let tasks = subject.tasks();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(tasks.contains(&own) && tasks.contains(&child.id()));
     }
 
     #[test]

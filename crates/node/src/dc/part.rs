@@ -27,7 +27,8 @@ use dvs_linux::{Config, Parts, Personality, Place};
 use dvs_pm::messages::Notice;
 use dvs_sys::{clock, process};
 use std::collections::BTreeMap;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -143,7 +144,7 @@ impl Part {
         let linux_directory = Arc::new(Directory::default());
         let config = CarrierConfig {
             node: *node,
-            multiplexer: format!("/proc/{}/root/dev/pts/ptmx", container.init).into(),
+            multiplexer: multiplexer_path(&container),
             uids: ids.clone(),
             gids: id_map(&spec.groups),
         };
@@ -255,9 +256,9 @@ impl Part {
         self.personality.processes().into_iter().map(shown).collect()
     }
 
-    /// Pid 1 of the container, seen from here.
-    pub(crate) fn init(&self) -> u32 {
-        self.container.init
+    /// From where terminals of the container are made.
+    pub(crate) fn multiplexer(&self) -> PathBuf {
+        multiplexer_path(&self.container)
     }
 
     /// Ends everything of it on this node; what it did. Bounded, and done once.
@@ -353,6 +354,12 @@ fn hear(personality: &Arc<Personality>, notice: &Notice) {
         Notice::Leased(block, node) => personality.block_leased(*block, *node),
         Notice::Load(node, load) => personality.node_load(*node, *load),
     }
+}
+
+/// The container's multiplexer as this process can open it: its root file system lets nobody outside
+/// its user namespace through.
+fn multiplexer_path(container: &Container) -> PathBuf {
+    format!("/proc/self/fd/{}", container.multiplexer.as_raw_fd()).into()
 }
 
 fn exec_cookie() -> u32 {
