@@ -11,6 +11,7 @@
 //! (`CLONE_CHILD_CLEARTID`, set_tid_address(2)); only then is what the child works with freed.
 
 use crate::error::{Result, SysError};
+use crate::untrapped::Sender;
 use std::ffi::{CString, c_char};
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
@@ -193,6 +194,18 @@ impl Script {
     /// `PR_SET_NO_NEW_PRIVS`.
     pub fn no_new_privileges(&mut self) {
         self.prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0);
+    }
+
+    /// `kill`.
+    pub fn kill(&mut self, target: i32, signal: i32) {
+        self.call(libc::SYS_kill, [target as u64, signal as u64, 0, 0, 0]);
+    }
+
+    /// Queues a signal with a sender of choice, as [`crate::untrapped::Untrapped::queue`] does.
+    pub fn queue_signal(&mut self, target: u32, signal: i32, sender: &Sender) {
+        let info = self.keep_words(&sender.info(signal));
+        let arguments = [u64::from(target), signal as u64, info, 0, 0];
+        self.call(libc::SYS_rt_sigqueueinfo, arguments);
     }
 
     /// `umask`.

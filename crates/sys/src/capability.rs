@@ -113,12 +113,18 @@ pub fn in_bounding_set(capability: u32) -> bool {
     unsafe { libc::prctl(libc::PR_CAPBSET_READ, u64::from(capability), 0, 0, 0) == 1 }
 }
 
+/// Whether the kernel knows a capability.
+fn is_known(capability: u32) -> bool {
+    // SAFETY: integers only.
+    unsafe { libc::prctl(libc::PR_CAPBSET_READ, u64::from(capability), 0, 0, 0) >= 0 }
+}
+
 /// Removes every capability that is not in `keep` from the bounding set of the calling thread.
 ///
 /// # Errors
 /// `EPERM` without `CAP_SETPCAP`.
 pub fn limit_bounding_set(keep: u64) -> Result<()> {
-    for capability in 0..=LAST {
+    for capability in (0..=LAST).take_while(|capability| is_known(*capability)) {
         if keep >> capability & 1 == 0 && in_bounding_set(capability) {
             // SAFETY: integers only.
             let done =

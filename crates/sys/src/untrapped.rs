@@ -90,12 +90,7 @@ impl Untrapped {
     /// # Errors
     /// `ESRCH`, `EPERM`, `EINVAL`, `EAGAIN` at the limit of queued signals.
     pub fn queue(self, target: u32, signal: i32, sender: &Sender) -> Result<()> {
-        // The kernel's siginfo for SI_QUEUE: signo, errno, code, padding, pid, uid, value.
-        let mut info = [0_u64; 16];
-        info[0] = u64::from(signal as u32);
-        info[1] = u64::from(sender.code as u32);
-        info[2] = u64::from(sender.pid) | u64::from(sender.uid) << 32;
-        info[3] = sender.value;
+        let info = sender.info(signal);
         // SAFETY: the buffer has the 128 bytes of a siginfo_t, which the kernel only reads.
         let done = unsafe {
             libc::syscall(
@@ -386,4 +381,16 @@ pub struct Sender {
     pub uid: u32,
     /// `si_value`.
     pub value: u64,
+}
+
+impl Sender {
+    /// The kernel's siginfo for `SI_QUEUE`: signo, errno, code, padding, pid, uid, value.
+    pub(crate) fn info(&self, signal: i32) -> [u64; 16] {
+        let mut info = [0; 16];
+        info[0] = u64::from(signal as u32);
+        info[1] = u64::from(self.code as u32);
+        info[2] = u64::from(self.pid) | u64::from(self.uid) << 32;
+        info[3] = self.value;
+        info
+    }
 }

@@ -137,6 +137,13 @@ impl Core {
             .is_some_and(|entry| matches!(entry.phase, Phase::Starting { .. }))
     }
 
+    /// The pid outside of the program with a pid inside.
+    #[must_use]
+    pub fn host_pid(&self, inside: i32) -> Option<u32> {
+        let inside = u32::try_from(inside).ok()?;
+        self.programs.iter().find(|(_, entry)| entry.pid == Some(inside)).map(|(pid, _)| *pid)
+    }
+
     /// Number of programs.
     #[must_use]
     pub fn len(&self) -> usize {

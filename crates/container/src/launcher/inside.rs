@@ -5,6 +5,7 @@
 //! stop or kill it like any process of its container; so every wait for it is bounded.
 
 use crate::launch::SignalSender;
+use dvs_sys::birth::Script;
 use dvs_sys::descriptor;
 use dvs_sys::process::{self, CloneOptions, Forked, SingleThreaded, WaitState};
 use dvs_sys::untrapped::{Sender, Untrapped};
@@ -21,16 +22,36 @@ const WAKE_UPS: u32 = 100;
 const TRIES: u32 = 3;
 const SI_TKILL: i32 = -6;
 
-/// Runs `body` in a child inside the container; its result is an errno or 0.
-fn run(
-    alone: SingleThreaded,
-    calls: Untrapped,
-    pid: Option<u32>,
-    body: impl Fn(&Forked) -> i32,
-) -> Result<(), i32> {
+/// Has a child inside the container do a list of calls.
+fn perform(calls: Untrapped, pid: u32, list: impl Fn(&mut Script)) -> Result<(), i32> {
     for _ in 0..TRIES {
-        let mut made = process::fork(alone, CloneOptions { pid, ..Default::default() }, &body);
-        if pid == Some(HELPER_PID) && made.as_ref().is_err_and(|e| e.errno == libc::EEXIST) {
+        let run = |pid| {
+            let mut script = Script::new(calls.cookie);
+            list(&mut script);
+            script.run(pid)
+        };
+        let mut made = run(Some(pid));
+        if pid == HELPER_PID && made.as_ref().is_err_and(|error| error.errno == libc::EEXIST) {
+            made = run(None);
+        }
+        let birth = made.map_err(|error| error.errno)?;
+        let ended = wait(calls, birth.child());
+        match (birth.failure(), ended) {
+            (Some((_, errno)), _) => return Err(errno),
+            (None, WaitState::Exited(_)) => return Ok(()),
+            // The guest has killed it, maybe before it had done anything.
+            (None, _) => {}
+        }
+    }
+    Err(libc::EAGAIN)
+}
+
+/// Runs `body` in a forked child inside the container; its result is an errno or 0.
+fn run(alone: SingleThreaded, calls: Untrapped, body: impl Fn(&Forked) -> i32) -> Result<(), i32> {
+    for _ in 0..TRIES {
+        let options = CloneOptions { pid: Some(HELPER_PID), ..Default::default() };
+        let mut made = process::fork(alone, options, &body);
+        if made.as_ref().is_err_and(|error| error.errno == libc::EEXIST) {
             made = process::fork(alone, CloneOptions::default(), &body);
         }
         let child = made.map_err(|error| error.errno)?;
@@ -67,45 +88,40 @@ fn wait(calls: Untrapped, pid: u32) -> WaitState {
     }
 }
 
-fn errno_of(result: Result<(), dvs_sys::error::SysError>) -> i32 {
-    result.map_or_else(|error| error.errno, |()| 0)
-}
-
 /// Sends a signal as [`crate::launch::LauncherRequest::Signal`] describes.
 ///
 /// # Errors
-/// errno.
+/// errno; `EAGAIN` also where there is no room for another process.
 pub fn signal(
-    alone: SingleThreaded,
     calls: Untrapped,
     target: i32,
     signal: i32,
     sender: Option<SignalSender>,
 ) -> Result<(), i32> {
     let Some(sender) = sender else {
-        return run(alone, calls, Some(HELPER_PID), |_| errno_of(calls.kill(target, signal)));
+        return perform(calls, HELPER_PID, |list| list.kill(target, signal));
     };
     let queued = sender.code < 0 && sender.code != SI_TKILL;
-    if !queued && sender.pid > 1 {
+    if !queued && sender.pid > 1 && sender.pid != HELPER_PID {
         // A sender that lives elsewhere: its number is free here, so a helper can be it.
-        let uid = sender.uid;
-        let result = run(alone, calls, Some(sender.pid), |_| {
-            // The real id is what the kernel shows; without it root is shown.
-            let _ = calls.set_user_ids([uid, 0, 0]);
-            errno_of(calls.kill(target, signal))
+        let result = perform(calls, sender.pid, |list| {
+            // The real id is what the kernel shows.
+            list.set_user_ids([sender.uid, 0, 0]);
+            list.kill(target, signal);
         });
-        if result != Err(libc::EEXIST) {
+        // Taken (by its ghost), or an id that is not mapped: shown as a queued one.
+        if !matches!(result, Err(libc::EEXIST | libc::EINVAL)) {
             return result;
         }
     }
-    run(alone, calls, Some(HELPER_PID), |_| match u32::try_from(target) {
+    perform(calls, HELPER_PID, |list| match u32::try_from(target) {
         Ok(target) if target > 0 => {
             let code = if queued { sender.code } else { libc::SI_QUEUE };
             let shown = Sender { code, pid: sender.pid, uid: sender.uid, value: sender.value };
-            errno_of(calls.queue(target, signal, &shown))
+            list.queue_signal(target, signal, &shown);
         }
         // Groups cannot be sent a queued signal.
-        _ => errno_of(calls.kill(target, signal)),
+        _ => list.kill(target, signal),
     })
 }
 
@@ -126,7 +142,7 @@ pub fn aim_pids(
     let io_errno = |error: &std::io::Error| error.raw_os_error().unwrap_or(libc::EIO);
     let (reader, writer) = descriptor::pipe().map_err(|error| error.errno)?;
     let writer = File::from(writer);
-    run(alone, calls, Some(HELPER_PID), |_| {
+    run(alone, calls, |_| {
         let mut text = [0; 32];
         let told = file.read_at(&mut text, 0).and_then(|length| {
             (&writer).write_all(text.get(..length).unwrap_or_default())?;

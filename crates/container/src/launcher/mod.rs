@@ -154,7 +154,13 @@ impl Launcher {
                 self.perform(commands)
             }
             LauncherRequest::Signal { request, target, signal, sender } => {
-                let result = inside::signal(self.alone, self.base.calls, target, signal, sender);
+                let mut result = inside::signal(self.base.calls, target, signal, sender);
+                // No room for the process that would send it: a known program can be reached from
+                // here; its sender then shows as 0.
+                if let (Err(libc::EAGAIN), Some(host_pid)) = (result, self.core.host_pid(target)) {
+                    let sent = self.base.calls.kill(host_pid as i32, signal);
+                    result = sent.map_err(|error| error.errno);
+                }
                 let errno = result.err().unwrap_or(0);
                 self.report(&LauncherEvent::Signalled { request, errno })
             }

@@ -6,6 +6,14 @@ use std::fs;
 use std::os::fd::AsFd;
 use std::process::Command;
 
+/// Attacks a child of the launcher that waits before its exec.
+pub(crate) fn run_on(pid: u32) -> i32 {
+    let mut attack = Attack { gave: 0 };
+    process_of_ours(&mut attack, pid);
+    println!("done");
+    i32::from(attack.gave != 0)
+}
+
 struct Attack {
     gave: u32,
 }
@@ -38,7 +46,8 @@ fn command(words: &[&str]) -> Result<(), String> {
 /// `marker`: a file of the host that must not be reached (it is outside the bound root).
 pub(crate) fn run(marker: &str) -> i32 {
     let mut attack = Attack { gave: 0 };
-    pid_one(&mut attack);
+    process_of_ours(&mut attack, 1);
+    no_trace_outside(&mut attack);
     host_files(&mut attack, marker);
     kernel(&mut attack);
     mounts(&mut attack);
@@ -48,37 +57,41 @@ pub(crate) fn run(marker: &str) -> i32 {
     i32::from(attack.gave != 0)
 }
 
-fn pid_one(attack: &mut Attack) {
-    let pidfd = process::pidfd_open(1);
+/// A process of ours in the guest's sight: pid 1, or a child that has not got to its exec.
+fn process_of_ours(attack: &mut Attack, pid: u32) {
+    let pidfd = process::pidfd_open(pid);
     match &pidfd {
         Ok(pidfd) => {
             for number in 0..20 {
                 let stolen = process::pidfd_getfd(pidfd.as_fd(), number);
-                attack.must_fail("descriptor of pid 1", stolen);
+                attack.must_fail("descriptor of ours", stolen);
             }
             let all = libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUSER;
-            attack.must_fail("namespaces of pid 1 by pidfd", namespace::enter(pidfd.as_fd(), all));
+            attack.must_fail("namespaces of ours by pidfd", namespace::enter(pidfd.as_fd(), all));
         }
-        Err(error) => println!("held pidfd of pid 1: {error}"),
+        Err(error) => println!("held pidfd of ours: {error}"),
     }
-    attack.must_fail("tracing pid 1", ptrace::seize(1, 0));
+    attack.must_fail("tracing ours", ptrace::seize(pid, 0));
     for file in ["mem", "environ", "maps", "auxv", "syscall", "stack", "io", "pagemap"] {
-        let read = fs::read(format!("/proc/1/{file}")).and_then(|bytes| {
+        let read = fs::read(format!("/proc/{pid}/{file}")).and_then(|bytes| {
             if bytes.is_empty() { Err(std::io::Error::other("empty")) } else { Ok(()) }
         });
-        attack.must_fail(&format!("/proc/1/{file}"), read);
+        attack.must_fail(&format!("/proc/{pid}/{file}"), read);
     }
     for link in ["exe", "root", "cwd", "ns/mnt", "ns/user", "ns/pid", "ns/net"] {
-        let path = format!("/proc/1/{link}");
+        let path = format!("/proc/{pid}/{link}");
         attack.must_fail(&path, fs::read_link(&path));
         attack.must_fail(&path, fs::File::open(&path));
     }
-    attack.must_fail("/proc/1/fd", fs::read_dir("/proc/1/fd"));
-    attack.must_fail("/proc/1/root/etc", fs::read_dir("/proc/1/root/etc"));
-    let write = fs::OpenOptions::new().write(true).open("/proc/1/mem");
-    attack.must_fail("writing memory of pid 1", write);
-    let adjust = fs::write("/proc/1/oom_score_adj", "1000");
-    attack.must_fail("the OOM score of pid 1", adjust);
+    attack.must_fail("its descriptors", fs::read_dir(format!("/proc/{pid}/fd")));
+    attack.must_fail("its root", fs::read_dir(format!("/proc/{pid}/root/etc")));
+    let write = fs::OpenOptions::new().write(true).open(format!("/proc/{pid}/mem"));
+    attack.must_fail("writing memory of ours", write);
+    let adjust = fs::write(format!("/proc/{pid}/oom_score_adj"), "1000");
+    attack.must_fail("the OOM score of ours", adjust);
+}
+
+fn no_trace_outside(attack: &mut Attack) {
     // A launcher is no process here: no parent to be seen, no number to be addressed.
     attack.must_hold(
         "a parent outside",

@@ -16,6 +16,7 @@ fn main() {
     let code = match words[..] {
         ["internal", "keeper"] => dvs_container::keeper::main(),
         ["daemon", base] => daemon(base),
+        ["attack-starting", pid] => attack::run_on(pid.parse().unwrap_or(0)),
         ["attack", marker] => attack::run(marker),
         ["sender", signal] => sender(signal),
         _ => 2,
