@@ -336,8 +336,6 @@ pub struct OpenDescriptor {
     pub flags: u32,
     /// Offset.
     pub position: u64,
-    /// What `/proc/PID/fd/N` points at: a path, or `pipe:[…]` and the like.
-    pub target: Vec<u8>,
 }
 
 /// Descriptors of a task that an exec would keep, in rising order, and one above the highest of all.
@@ -365,12 +363,21 @@ pub fn descriptors(task: u32) -> Result<(Vec<OpenDescriptor>, u32)> {
         if flags & libc::O_CLOEXEC as u32 != 0 {
             continue;
         }
-        let Ok(target) = std::fs::read_link(format!("{folder}/{number}")) else { continue };
-        let target = target.into_os_string().into_vec();
-        list.push(OpenDescriptor { number, flags, position, target });
+        list.push(OpenDescriptor { number, flags, position });
     }
     list.sort_unstable_by_key(|descriptor| descriptor.number);
     Ok((list, end))
+}
+
+/// What a descriptor of our own is open on: a path, or `pipe:[…]` and the like.
+///
+/// # Errors
+/// `ENOENT` for a closed one.
+pub fn target(descriptor: &impl AsFd) -> Result<Vec<u8>> {
+    let number = descriptor.as_fd().as_raw_fd();
+    std::fs::read_link(format!("/proc/self/fd/{number}"))
+        .map(|path| path.into_os_string().into_vec())
+        .map_err(|error| gone("/proc/self/fd", &error))
 }
 
 /// Offset and flags of `/proc/PID/fdinfo/N`.
@@ -435,11 +442,32 @@ pub fn limits(process: u32) -> Result<Vec<(u32, u64, u64)>> {
         .collect()
 }
 
-/// Whether a process has children that it could wait for (needs `CONFIG_PROC_CHILDREN`).
+/// Nice value and scheduling policy (`SCHED_OTHER` is 0) of a task.
+///
+/// # Errors
+/// `ESRCH`.
+pub fn scheduling(task: u32) -> Result<(i32, i32)> {
+    // SAFETY: takes and returns numbers; the raw call returns 20 - nice, so no value is an error.
+    let priority = check("getpriority", unsafe {
+        libc::syscall(libc::SYS_getpriority, libc::PRIO_PROCESS, task)
+    })?;
+    // SAFETY: takes and returns numbers.
+    let policy = check("sched_getscheduler", unsafe {
+        libc::syscall(libc::SYS_sched_getscheduler, task)
+    })?;
+    Ok((20 - priority as i32, policy as i32))
+}
+
+/// Whether a process with `threads` threads has children that it could wait for (needs
+/// `CONFIG_PROC_CHILDREN`).
 ///
 /// # Errors
 /// `ESRCH` when it is gone, `ENOENT` on a kernel without that file, `EMFILE` for too many threads.
-pub fn has_children(process: u32) -> Result<bool> {
+pub fn has_children(process: u32, threads: u32) -> Result<bool> {
+    if threads == 1 {
+        let children = read_small(&format!("/proc/{process}/task/{process}/children"))?;
+        return Ok(!children.trim_ascii().is_empty());
+    }
     let threads = std::fs::read_dir(format!("/proc/{process}/task"))
         .map_err(|error| gone("/proc/PID/task", &error))?;
     for (count, thread) in threads.enumerate() {
@@ -565,8 +593,8 @@ mod tests {
         unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFD, 0) };
         let kept = File::open("/dev/null").unwrap();
         let (list, end) = descriptors(std::process::id()).unwrap();
-        let found = list.iter().find(|open| open.number == file.as_raw_fd()).unwrap();
-        assert_eq!(found.target, b"/dev/null");
+        assert!(list.iter().any(|open| open.number == file.as_raw_fd()));
+        assert_eq!(target(&file).unwrap(), b"/dev/null");
         assert!(list.iter().all(|open| open.number != kept.as_raw_fd()));
         assert!(end > file.as_raw_fd() as u32);
         assert_eq!(parse_fdinfo(b"pos:\t12\nflags:\t0100001\n"), Some((12, 0o100_001)));
@@ -575,6 +603,7 @@ mod tests {
 
     #[test]
     fn own_limits_and_namespace() {
+        assert_eq!(scheduling(std::process::id()).unwrap().1, 0);
         let all = limits(std::process::id()).unwrap();
         assert_eq!(all.len(), LIMITS as usize);
         let namespace = File::open("/proc/self/ns/pid").unwrap();

@@ -8,12 +8,13 @@ use dvs_carry::InheritedDescriptor;
 use dvs_container::launch::{Bytes, LaunchCredentials, LaunchSpec, MAX_STRINGS, SessionSpec};
 use dvs_sys::error::SysError;
 use dvs_sys::seccomp::Notification;
-use dvs_sys::task::{self, TaskMemory, TaskStat, TaskStatus};
+use dvs_sys::task::{self, TaskMemory, TaskStatus};
 use std::os::fd::OwnedFd;
 
 /// Longest path that execve takes.
 const MAX_PATH: usize = 4096;
-/// Namespaces that a placed program must share with the container.
+/// Namespaces that a placed program must share with the container. A program without
+/// `CAP_SYS_ADMIN` can have others only in a user namespace of its own: then the first is enough.
 const NAMESPACES: [&str; 10] = [
     "user",
     "mnt",
@@ -37,7 +38,6 @@ pub struct Baseline {
     filters: u32,
     bounding: u64,
     cpus: u64,
-    personality: Vec<u8>,
     oom_score_adjust: Vec<u8>,
 }
 
@@ -52,13 +52,12 @@ impl Baseline {
         let map =
             |name| IdMap::parse(&task::text(init, name)?).ok_or(SysError::new("id map", libc::EIO));
         Ok(Baseline {
-            namespaces: namespaces(init)?,
+            namespaces: namespaces(init, status.capabilities[3])?,
             users: map("uid_map")?,
             groups: map("gid_map")?,
             filters: status.filters,
             bounding: status.capabilities[3],
             cpus: status.cpus,
-            personality: task::text(untouched, "personality")?,
             oom_score_adjust: task::text(untouched, "oom_score_adj")?,
         })
     }
@@ -70,8 +69,10 @@ impl Baseline {
     }
 }
 
-fn namespaces(process: u32) -> Result<Vec<Vec<u8>>, SysError> {
-    NAMESPACES.iter().map(|name| task::link(process, &format!("ns/{name}"))).collect()
+fn namespaces(process: u32, bounding: u64) -> Result<Vec<Vec<u8>>, SysError> {
+    const CAP_SYS_ADMIN: u64 = 1 << 21;
+    let needed = if bounding & CAP_SYS_ADMIN == 0 { 1 } else { NAMESPACES.len() };
+    NAMESPACES[..needed].iter().map(|name| task::link(process, &format!("ns/{name}"))).collect()
 }
 
 /// The arguments of a trapped execve or execveat: addresses in the caller.
@@ -131,10 +132,6 @@ pub struct Image {
     pub pid: u32,
     /// Address of an empty string in the caller: its path's own end.
     pub empty_string: u64,
-    /// Its user and group.
-    pub owner: (u32, u32),
-    /// It has a controlling terminal.
-    pub has_terminal: bool,
 }
 
 /// Why there is no image: the reason to stay, and whether the program may be at fault.
@@ -160,8 +157,8 @@ pub fn read(
     let thread = call.pid;
     let exec = ExecArguments::of(call).ok_or(Reason::Failed)?;
     let process = status.process;
-    let stat = TaskStat::read(thread).map_err(unreadable)?;
-    stays_by_state(status, &stat, baseline)?;
+    let (nice, policy) = task::scheduling(thread).map_err(unreadable)?;
+    stays_by_state(status, policy, baseline)?;
 
     let mut memory = TaskMemory::new(thread);
     let path = memory.string(exec.path, MAX_PATH).map_err(unreadable)?;
@@ -189,12 +186,13 @@ pub fn read(
     let mut descriptors = Vec::with_capacity(open.len());
     for descriptor in open {
         let fd = task::duplicate_descriptor(&handle, descriptor.number).map_err(unreadable)?;
+        let path = task::target(&fd).map_err(unreadable)?;
         descriptors.push(InheritedDescriptor {
             number: descriptor.number,
             fd,
             flags: descriptor.flags,
             position: descriptor.position,
-            path: descriptor.target,
+            path,
         });
     }
     let oom = task::text(process, "oom_score_adj").map_err(unreadable)?;
@@ -214,7 +212,7 @@ pub fn read(
         credentials: credentials(status, baseline),
         blocked_signals: status.blocked,
         ignored_signals: status.ignored,
-        nice: stat.nice,
+        nice,
         affinity: (status.cpus != baseline.cpus).then_some(status.cpus),
         session: SessionSpec::OwnGroup,
         descriptors: Vec::new(),
@@ -230,20 +228,18 @@ pub fn read(
         handle,
         pid: status.inner_process(),
         empty_string,
-        owner,
-        has_terminal: stat.terminal != 0,
     })
 }
 
 /// What the caller's own state forbids.
-fn stays_by_state(status: &TaskStatus, stat: &TaskStat, baseline: &Baseline) -> Result<(), Stay> {
+fn stays_by_state(status: &TaskStatus, policy: i32, baseline: &Baseline) -> Result<(), Stay> {
     if status.tracer != 0 {
         return Err(Reason::Traced);
     }
     if status.filters != baseline.filters {
         return Err(Reason::Filter);
     }
-    if stat.policy != 0 {
+    if policy != 0 {
         return Err(Reason::Settings);
     }
     // A pid of two levels: this namespace's and ours. More: a nested container.
@@ -259,20 +255,14 @@ fn stays_by_surroundings(
     status: &TaskStatus,
     baseline: &Baseline,
 ) -> Result<(), Stay> {
-    if namespaces(thread).map_err(unreadable)? != baseline.namespaces {
+    if namespaces(thread, baseline.bounding).map_err(unreadable)? != baseline.namespaces {
         return Err(Reason::Namespaces);
-    }
-    if task::link(thread, "root").map_err(unreadable)? != b"/" {
-        return Err(Reason::Root);
-    }
-    if task::text(thread, "personality").map_err(unreadable)? != baseline.personality {
-        return Err(Reason::Settings);
     }
     // The bounding set only ever shrinks: what it lacks here cannot be given back there.
     if status.capabilities[3] & !baseline.bounding != 0 {
         return Err(Reason::Settings);
     }
-    if task::has_children(process).map_err(unreadable)? {
+    if task::has_children(process, status.threads).map_err(unreadable)? {
         return Err(Reason::Children);
     }
     Ok(())
@@ -329,7 +319,6 @@ mod tests {
             filters: 1,
             bounding: 0xff,
             cpus: 3,
-            personality: Vec::new(),
             oom_score_adjust: Vec::new(),
         };
         let mut status = TaskStatus {

@@ -33,6 +33,7 @@ pub mod reason;
 pub mod statistics;
 mod supervisor;
 pub mod traps;
+pub mod tree_files;
 
 pub use reason::Reason;
 pub use statistics::Statistics;

@@ -23,8 +23,6 @@ pub enum Reason {
     Filter,
     /// It is in namespaces of its own.
     Namespaces,
-    /// Its root directory is another.
-    Root,
     /// Its working directory has been deleted.
     WorkingDirectory,
     /// It executes an open file, not a path.
@@ -35,8 +33,8 @@ pub enum Reason {
     Privileged,
     /// A scheduling policy, personality or other setting that is not carried.
     Settings,
-    /// Landlock, memory policy or another setting that leaves no trace, in the caller or a process it
-    /// descends from.
+    /// Landlock, memory policy, another root or another setting that leaves no trace (or none that is
+    /// cheap to look for), in the caller or a process it descends from.
     Pinned,
     /// It shares memory, FIFOs or sockets with programs of this node.
     Sharing,
@@ -60,7 +58,7 @@ pub enum Reason {
 
 impl Reason {
     /// All of them, in the order in which they are shown.
-    pub const ALL: [Reason; 23] = [
+    pub const ALL: [Reason; 22] = [
         Reason::Policy,
         Reason::First,
         Reason::Placed,
@@ -68,7 +66,6 @@ impl Reason {
         Reason::Traced,
         Reason::Filter,
         Reason::Namespaces,
-        Reason::Root,
         Reason::WorkingDirectory,
         Reason::OpenFile,
         Reason::NotFound,
@@ -97,7 +94,6 @@ impl Reason {
             Reason::Traced => "traced",
             Reason::Filter => "filter",
             Reason::Namespaces => "namespaces",
-            Reason::Root => "root",
             Reason::WorkingDirectory => "working-directory",
             Reason::OpenFile => "open-file",
             Reason::NotFound => "not-found",
@@ -134,13 +130,14 @@ impl fmt::Display for Reason {
             Reason::Traced => "traced by a debugger",
             Reason::Filter => "has a seccomp filter of its own",
             Reason::Namespaces => "in namespaces of its own",
-            Reason::Root => "has another root directory",
             Reason::WorkingDirectory => "its working directory has been deleted",
             Reason::OpenFile => "executes an open file instead of a path",
             Reason::NotFound => "no such program",
             Reason::Privileged => "set-user-id, set-group-id or file capabilities",
             Reason::Settings => "has a scheduling policy or personality that is not carried",
-            Reason::Pinned => "has Landlock, a memory policy or the like, or may have inherited it",
+            Reason::Pinned => {
+                "has Landlock, a memory policy, another root or the like, or may have inherited it"
+            }
             Reason::Sharing => "shares memory, FIFOs or sockets with programs here",
             Reason::SharedReader => "reads a pipe that others read too",
             Reason::Terminal => "reads from a terminal",

@@ -13,7 +13,7 @@ use dvs_carry::Carried;
 use dvs_container::launch::SessionSpec;
 use dvs_pm::placement::Policy;
 use dvs_sys::seccomp::Notification;
-use dvs_sys::task::TaskStatus;
+use dvs_sys::task::{TaskStat, TaskStatus};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -134,14 +134,13 @@ impl Personality {
                 return;
             }
         };
-        if image.has_terminal {
-            let terminal = descriptors
-                .iter()
-                .find(|descriptor| matches!(descriptor.what, Carried::Terminal { .. }))
-                .map(|descriptor| descriptor.number);
-            if terminal.is_some() {
-                spec.session = SessionSpec::New { terminal };
-            }
+        let terminal = descriptors
+            .iter()
+            .find(|descriptor| matches!(descriptor.what, Carried::Terminal { .. }))
+            .map(|descriptor| descriptor.number);
+        if terminal.is_some() && TaskStat::read(image.process).is_ok_and(|stat| stat.terminal != 0)
+        {
+            spec.session = SessionSpec::New { terminal };
         }
         let future = GhostToBe {
             placement,
@@ -209,12 +208,15 @@ impl Personality {
 
     /// Nothing of a placement is needed any more.
     pub(crate) fn forget_placement(&self, placement: Placement) {
-        let pid = {
-            let ghosts = self.ghosts.lock().unwrap();
-            ghosts.all().find(|(_, ghost)| ghost.placement == placement).map(|(pid, _)| pid)
-        };
-        let committed = pid.is_some_and(|pid| self.unwatch_ghost(pid, placement));
+        let pid = self.ghosts.lock().unwrap().pid(placement);
+        let node = pid.and_then(|pid| self.unwatch_ghost(pid, placement));
         let key = self.key_of(placement);
-        if committed { self.carry.finished(key) } else { self.carry.withdraw(key) }
+        match node {
+            Some(node) => {
+                self.carry.finished(key);
+                self.placement.lock().unwrap().uncount(node);
+            }
+            None => self.carry.withdraw(key),
+        }
     }
 }

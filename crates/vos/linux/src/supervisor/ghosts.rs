@@ -65,6 +65,7 @@ impl Ghost {
 pub(crate) struct Ghosts {
     by_pid: HashMap<u32, Ghost>,
     by_process: HashMap<u32, u32>,
+    pids: HashMap<Placement, u32>,
 }
 
 impl Ghosts {
@@ -77,9 +78,9 @@ impl Ghosts {
         self.by_process.get(&process).copied()
     }
 
-    /// Pid in the DC and pid outside of every ghost.
-    pub(crate) fn all(&self) -> impl Iterator<Item = (u32, &Ghost)> + '_ {
-        self.by_pid.iter().map(|(pid, ghost)| (*pid, ghost))
+    /// The pid of the ghost of a placement.
+    pub(crate) fn pid(&self, placement: Placement) -> Option<u32> {
+        self.pids.get(&placement).copied()
     }
 
     pub(crate) fn remove(&mut self, pid: u32, placement: Placement) -> Option<Ghost> {
@@ -88,6 +89,7 @@ impl Ghosts {
         }
         let ghost = self.by_pid.remove(&pid)?;
         self.by_process.remove(&ghost.process);
+        self.pids.remove(&placement);
         Some(ghost)
     }
 
@@ -138,18 +140,20 @@ impl Personality {
             ordered: None,
             finish: None,
         };
+        ghosts.pids.insert(future.placement, future.pid);
         if let Some(old) = ghosts.by_pid.insert(future.pid, ghost) {
+            // Its end was not seen yet, and its pid has a new owner.
+            ghosts.pids.remove(&old.placement);
             let _ = self.watcher.remove(old.handle.as_fd());
         }
         Ok(())
     }
 
-    /// Forgets a ghost or a caller that did not become one; true if it was committed.
-    pub(crate) fn unwatch_ghost(&self, pid: u32, placement: Placement) -> bool {
-        let ghost = self.ghosts.lock().unwrap().remove(pid, placement);
-        let Some(ghost) = ghost else { return false };
+    /// Forgets a ghost or a caller that did not become one; the node of one that was committed.
+    pub(crate) fn unwatch_ghost(&self, pid: u32, placement: Placement) -> Option<u16> {
+        let ghost = self.ghosts.lock().unwrap().remove(pid, placement)?;
         let _ = self.watcher.remove(ghost.handle.as_fd());
-        ghost.committed
+        ghost.committed.then_some(ghost.node)
     }
 
     /// A process that was watched has ended.
@@ -230,9 +234,8 @@ impl Personality {
     ) {
         // From outside the container: our own doorbell, or a SIGCONT with which we mirror the body. A
         // guest cannot send one that looks so.
-        if signal == libc::SIGWINCH
-            && let Some((_, placement)) = self.home.lock().unwrap().ghost(pid)
-        {
+        let placement = self.home.lock().unwrap().ghost(pid).map(|(_, placement)| placement);
+        if let (libc::SIGWINCH, Some(placement)) = (signal, placement) {
             self.carry.window_changed(self.key_of(placement));
         }
         let ours = sender.code == libc::SI_USER && sender.pid == 0;

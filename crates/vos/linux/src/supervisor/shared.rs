@@ -58,15 +58,18 @@ impl Personality {
     pub(crate) fn shared(self: &Arc<Self>, call: &Notification) {
         let key = call.arguments[0] as u32 as i32;
         match i64::from(call.number) {
-            libc::SYS_landlock_restrict_self | libc::SYS_set_mempolicy | libc::SYS_mbind => {
-                self.pin(call.pid);
-            }
+            libc::SYS_landlock_restrict_self
+            | libc::SYS_set_mempolicy
+            | libc::SYS_mbind
+            | libc::SYS_chroot => self.pin(call.pid),
+            // This value asks and changes nothing.
+            libc::SYS_personality if call.arguments[0] as u32 != u32::MAX => self.pin(call.pid),
             libc::SYS_shmget => self.keyed(call, key, Thing::Memory),
             libc::SYS_semget => self.keyed(call, key, Thing::Semaphores),
             libc::SYS_msgget => self.keyed(call, key, Thing::Messages),
             libc::SYS_mq_open => {
                 if let Ok(name) = TaskMemory::new(call.pid).string(call.arguments[0], MAX_NAME) {
-                    self.begin_or_end(call, Thing::Queue(name));
+                    self.begin_or_end(call, &Thing::Queue(name));
                 }
             }
             libc::SYS_bind => {
@@ -113,13 +116,13 @@ impl Personality {
         if key == libc::IPC_PRIVATE {
             self.begin(&Thing::Unnamed);
         } else {
-            self.begin_or_end(call, thing(key));
+            self.begin_or_end(call, &thing(key));
         }
     }
 
-    fn begin_or_end(&self, call: &Notification, thing: Thing) {
-        if !self.end_if_elsewhere(call, &thing) {
-            self.begin(&thing);
+    fn begin_or_end(&self, call: &Notification, thing: &Thing) {
+        if !self.end_if_elsewhere(call, thing) {
+            self.begin(thing);
         }
     }
 

@@ -93,7 +93,7 @@ pub(crate) const SCRIPTS: &[(&str, &str)] = &[
     ("nohup-nice", "nice -n 5 nice; nohup /bin/echo n 2>/dev/null"),
     (
         "alarm",
-        "python3 -c 'import signal,os; signal.alarm(1); os.execv(\"/bin/sleep\",[\"sleep\",\"20\"])' 2>/dev/null; echo $?",
+        r#"(python3 -c 'import signal,os; signal.alarm(1); os.execv("/bin/sleep",["sleep","20"])'; echo $?) 2>/dev/null"#,
     ),
 ];
 

@@ -33,13 +33,26 @@ fn main() {
     let mut failed = 0;
     let mut ran = 0;
     let scripts: Vec<_> = cases::SCRIPTS.iter().filter(|(name, _)| wanted(name)).collect();
-    if !scripts.is_empty() {
+    if !scripts.is_empty() && std::env::var_os("DVS_CASES").is_none() {
         let cluster = Cluster::start(2, Policy::Spread);
         for (name, script) in scripts {
             ran += 1;
             failed += usize::from(!compare(&cluster, name, script));
         }
         failed += usize::from(!mostly_placed(&cluster));
+    }
+    // `DVS_CASES=folder` runs the case files below a folder in the same way.
+    if let Some(folder) = std::env::var_os("DVS_CASES") {
+        let cluster = Cluster::start(2, Policy::Spread);
+        for (name, script) in case_files(Path::new(&folder)) {
+            if wanted(&name) {
+                ran += 1;
+                failed += usize::from(!compare(&cluster, &name, &script));
+            }
+        }
+        failed += usize::from(!mostly_placed(&cluster));
+        println!("{ran} cases, {failed} failed");
+        return;
     }
     for (name, check) in cases::CHECKS {
         if wanted(name) {
@@ -51,6 +64,22 @@ fn main() {
     }
     println!("{ran} cases, {failed} failed");
     std::process::exit(i32::from(failed > 0));
+}
+
+/// Name and text of every `.case` file below a folder.
+fn case_files(folder: &Path) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let entries = std::fs::read_dir(folder).expect("folder of cases");
+    for path in entries.map(|entry| entry.expect("entry").path()) {
+        if path.is_dir() {
+            found.extend(case_files(&path));
+        } else if path.extension().is_some_and(|extension| extension == "case") {
+            let name = path.strip_prefix(folder).unwrap_or(&path).display().to_string();
+            found.push((name, std::fs::read_to_string(&path).expect("case")));
+        }
+    }
+    found.sort();
+    found
 }
 
 fn is_root() -> bool {
