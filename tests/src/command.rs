@@ -74,7 +74,8 @@ impl Dvs {
             .context("cannot make a folder for the test")?;
         let mut dvs = Dvs { binary, user, folder };
         for name in ["run", "state", "home"] {
-            dvs.own_folder(name)?;
+            let path = dvs.own_folder(name)?;
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700))?;
         }
         if user.is_some() {
             // An ordinary user may not be let into the folder of the build.

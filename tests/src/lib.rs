@@ -6,6 +6,7 @@ pub mod case;
 pub mod census;
 pub mod command;
 pub mod compare;
+pub mod descend;
 pub mod machine;
 pub mod observe;
 pub mod tree;

@@ -118,6 +118,8 @@ struct Told {
 }
 
 fn main() -> ExitCode {
+    // What this program happened to inherit is no business of the programs that it compares.
+    let _ = dvs_sys::descriptor::close_range_on_exec(3, u32::MAX);
     let options = Options::parse();
     match run(&options) {
         Ok(true) => ExitCode::SUCCESS,
@@ -249,6 +251,9 @@ impl<'a> Runner<'a> {
             let mut differences = Vec::new();
             if native.end == observe::End::TimedOut {
                 differences.push("the case does not end natively: fix the case".to_owned());
+            }
+            if native.held_open {
+                differences.push("the case leaves programs running natively: fix it".to_owned());
             }
             if let Some(statistics) = told.statistics {
                 take_statistics(&statistics, sums);
