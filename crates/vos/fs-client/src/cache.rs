@@ -16,6 +16,15 @@ pub const MAX_ATTRIBUTES: usize = 65_536;
 /// How far back the log reaches.
 pub const MAX_LOG: usize = 1024;
 
+/// Extended attributes that are asked for again and again (by each exec, by `ls -l`) and that hardly
+/// any file has. Setting one makes the attributes stale, so their absence is kept with these.
+const RARE_XATTRS: [&[u8]; 4] = [
+    b"security.capability",
+    b"security.selinux",
+    b"system.posix_acl_access",
+    b"system.posix_acl_default",
+];
+
 /// Until when something may be kept, in milliseconds of the client's clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Until {
@@ -64,12 +73,21 @@ enum Logged {
 /// What a name means, and until when that may be relied on.
 type Kept = (Option<InodeId>, Until);
 
+/// Attributes, until when they may be relied on, and for which of [`RARE_XATTRS`] the server said that
+/// the object has none.
+#[derive(Debug)]
+struct KeptAttributes {
+    attributes: Attributes,
+    until: Until,
+    absent: [Option<i32>; RARE_XATTRS.len()],
+}
+
 /// The cache.
 #[derive(Debug, Default)]
 pub struct Cache {
     names: HashMap<InodeId, HashMap<Vec<u8>, Kept>>,
     name_count: usize,
-    attributes: HashMap<InodeId, (Attributes, Until)>,
+    attributes: HashMap<InodeId, KeptAttributes>,
     log: VecDeque<Logged>,
     logged: u64,
 }
@@ -103,8 +121,29 @@ impl Cache {
     /// Kept attributes.
     #[must_use]
     pub fn attributes(&self, now: u64, inode: InodeId) -> Option<(Attributes, Until)> {
-        let (attributes, until) = *self.attributes.get(&inode)?;
-        (!until.is_over(now)).then_some((attributes, until))
+        let kept = self.attributes.get(&inode)?;
+        (!kept.until.is_over(now)).then_some((kept.attributes, kept.until))
+    }
+
+    /// The errno that says that an object does not have an extended attribute, if that is kept.
+    #[must_use]
+    pub fn absent_xattr(&self, now: u64, inode: InodeId, name: &[u8]) -> Option<i32> {
+        let at = RARE_XATTRS.iter().position(|rare| *rare == name)?;
+        let kept = self.attributes.get(&inode)?;
+        if kept.until.is_over(now) { None } else { *kept.absent.get(at)? }
+    }
+
+    /// Learns that an object does not have an extended attribute.
+    pub fn learn_absent_xattr(&mut self, mark: Mark, inode: InodeId, name: &[u8], errno: i32) {
+        if self.attributes_are_stale(mark, inode) {
+            return;
+        }
+        if let Some(at) = RARE_XATTRS.iter().position(|rare| *rare == name)
+            && let Some(kept) = self.attributes.get_mut(&inode)
+            && let Some(absent) = kept.absent.get_mut(at)
+        {
+            *absent = Some(errno);
+        }
     }
 
     /// Learns a name from a reply; returns until when it may be kept.
@@ -139,7 +178,8 @@ impl Cache {
         if self.attributes.len() >= MAX_ATTRIBUTES {
             self.attributes.clear();
         }
-        self.attributes.insert(inode, (attributes, until));
+        let absent = [None; RARE_XATTRS.len()];
+        self.attributes.insert(inode, KeptAttributes { attributes, until, absent });
         until
     }
 
@@ -293,6 +333,26 @@ mod tests {
         assert_eq!(cache.log.len(), MAX_LOG);
         assert_eq!(cache.learn_name(mark, ROOT, b"a", None, Until::Always), Until::Never);
         assert_eq!(cache.learn_attributes(mark, attributes(2), Until::Always), Until::Never);
+    }
+
+    #[test]
+    fn an_absent_attribute_is_kept_with_the_others() {
+        let mut cache = Cache::new();
+        let (mark, name) = (cache.mark(), b"security.capability");
+        cache.learn_absent_xattr(mark, inode(2), name, libc::ENODATA);
+        assert_eq!(cache.absent_xattr(0, inode(2), name), None, "no lease to keep it under");
+        cache.learn_attributes(mark, attributes(2), Until::At(10));
+        cache.learn_absent_xattr(mark, inode(2), name, libc::ENODATA);
+        cache.learn_absent_xattr(mark, inode(2), b"user.other", libc::ENODATA);
+        assert_eq!(cache.absent_xattr(9, inode(2), name), Some(libc::ENODATA));
+        assert_eq!(cache.absent_xattr(10, inode(2), name), None);
+        assert_eq!(cache.absent_xattr(9, inode(2), b"user.other"), None);
+        cache.stale(Stale::Attributes(inode(2)));
+        assert_eq!(cache.absent_xattr(9, inode(2), name), None);
+        let now = cache.mark();
+        cache.learn_attributes(now, attributes(2), Until::At(10));
+        cache.learn_absent_xattr(mark, inode(2), name, libc::ENODATA);
+        assert_eq!(cache.absent_xattr(9, inode(2), name), None, "asked before it was set");
     }
 
     #[test]

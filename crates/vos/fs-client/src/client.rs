@@ -283,6 +283,36 @@ impl Client {
         Ok((attributes, answer.attributes))
     }
 
+    /// The value of an extended attribute; that a usual one is absent is kept with the attributes.
+    ///
+    /// # Errors
+    /// errno, positive.
+    pub fn xattr(
+        &self,
+        credentials: Credentials,
+        inode: InodeId,
+        name: &[u8],
+    ) -> Result<Vec<u8>, i32> {
+        let (mark, absent) = {
+            let cache = self.cache.lock().unwrap();
+            (cache.mark(), cache.absent_xattr(self.now(), inode, name))
+        };
+        if let Some(errno) = absent {
+            return Err(errno);
+        }
+        let operation = Operation::GetXattr { inode, name: name.to_vec() };
+        match self.perform(credentials, operation) {
+            Ok(Answer { outcome: Outcome::Data(value), .. }) => Ok(value),
+            Ok(_) => Err(libc::EIO),
+            Err(errno) => {
+                if matches!(errno, libc::ENODATA | libc::EOPNOTSUPP) {
+                    self.cache.lock().unwrap().learn_absent_xattr(mark, inode, name, errno);
+                }
+                Err(errno)
+            }
+        }
+    }
+
     /// Attributes, if they are in the cache.
     #[must_use]
     pub fn kept_attributes(&self, inode: InodeId) -> Option<(Attributes, Until)> {

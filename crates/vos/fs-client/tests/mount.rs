@@ -279,6 +279,26 @@ fn aborting_ends_every_thread_and_every_waiter() {
     });
 }
 
+#[test]
+fn a_bug_in_one_operation_takes_nothing_else_away() {
+    struct Buggy;
+    impl Hooks for Buggy {
+        fn fifo_seen(&self, _: u32) {
+            panic!("a bug, as the test wants it");
+        }
+    }
+    in_child("a_bug_in_one_operation_takes_nothing_else_away", || {
+        let stub = Stub::new();
+        let node = mount_with(&stub, 1, Arc::new(Buggy));
+        node.shell("mkfifo f; echo works > g");
+        for _ in 0..20 {
+            let error = fs::metadata(node.at("f")).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EIO));
+            assert_eq!(fs::read_to_string(node.at("g")).unwrap(), "works\n");
+        }
+    });
+}
+
 /// `DVS_RUN='pjdfstest -c ...' cargo test -p dvs-fs-client --test mount foreign -- --ignored
 /// --nocapture`: runs a foreign suite's command in a directory of a mount. `DVS_TREE` says of which
 /// tree: `strict` (the server of these tests), `memory`, `upper` (the DC's own part of a host tree)

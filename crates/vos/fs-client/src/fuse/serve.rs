@@ -171,11 +171,14 @@ impl Session {
             Operation::StatFs => self.statfs(h, body),
             Operation::GetXattr { name, size } => {
                 let inode = self.inode(h.node).map_err(|_| libc::ENODATA)?;
-                self.xattr(h, Ask::GetXattr { inode, name: name.to_vec() }, size, body)
+                sized(self.client.xattr(convert::credentials(h), inode, name)?, size, body)
             }
             Operation::ListXattr { size } => {
-                let inode = self.inode(h.node)?;
-                self.xattr(h, Ask::ListXattr { inode }, size, body)
+                let operation = Ask::ListXattr { inode: self.inode(h.node)? };
+                match self.client.perform(convert::credentials(h), operation)?.outcome {
+                    Outcome::Data(names) => sized(names, size, body),
+                    _ => Err(libc::EIO),
+                }
             }
             Operation::SetXattr { name, value, flags } => {
                 let inode = self.inode(h.node)?;
@@ -232,22 +235,6 @@ impl Session {
         }
     }
 
-    fn xattr(&self, h: &Header, operation: Ask, size: u32, body: &mut Body) -> Served {
-        let Outcome::Data(data) = self.client.perform(convert::credentials(h), operation)?.outcome
-        else {
-            return Err(libc::EIO);
-        };
-        let length = u32::try_from(data.len()).map_err(|_| libc::E2BIG)?;
-        if size == 0 {
-            body.size(length);
-            Ok(Answer::Body)
-        } else if length > size {
-            Err(libc::ERANGE)
-        } else {
-            Ok(Answer::Data(data))
-        }
-    }
-
     fn statfs(&self, h: &Header, body: &mut Body) -> Served {
         // Also for an object outside the tree: the numbers of the tree.
         let inode = self.inode(h.node).unwrap_or(dvs_fs::messages::ROOT);
@@ -267,6 +254,19 @@ impl Session {
             }
             _ => Err(libc::EIO),
         }
+    }
+}
+
+/// The answer to a question for bytes by a caller with room for `size`, 0: only their number.
+fn sized(data: Vec<u8>, size: u32, body: &mut Body) -> Served {
+    let length = u32::try_from(data.len()).map_err(|_| libc::E2BIG)?;
+    if size == 0 {
+        body.size(length);
+        Ok(Answer::Body)
+    } else if length > size {
+        Err(libc::ERANGE)
+    } else {
+        Ok(Answer::Data(data))
     }
 }
 
