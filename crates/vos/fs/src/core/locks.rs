@@ -326,7 +326,7 @@ mod tests {
     #[test]
     fn random_locks_behave_like_an_array_of_bytes() {
         let mut random = Random::from_environment("locks");
-        for _ in 0..200 {
+        for _ in 0..40 {
             let mut locks = Locks::default();
             // Model: for each byte, the kind that each of three owners holds.
             let mut model = [[None::<LockKind>; 24]; 3];

@@ -15,9 +15,10 @@
 //!   [`FENCE_AFTER`] is fenced: its session ends, and whoever runs it must end its programs.
 //! - Kernels hold a directory's lock while they change it, and need it to give up its names. Two clients
 //!   that change one directory at the same moment can so wait for each other. Such a circle is found
-//!   and broken after [`CIRCLE_PATIENCE`] by answering its youngest change early; for the
-//!   moment until that client's recall arrives, the rule above does not hold for that one name. A client
-//!   that can forget names without the lock never lets it come to that.
+//!   and broken after [`CIRCLE_PATIENCE`] by answering its youngest change early; until the client that
+//!   this sets free has done what it was asked, the rule above does not hold for that one name or file.
+//!   Where clients can give up anything at any time (without the lock) this is not needed and can be
+//!   turned off.
 //!
 //! The record of leases is from Gray and Cheriton, "Leases" (SOSP 1989), with recalls as in NFSv4
 //! delegations (RFC 8881, 10.2).
@@ -168,6 +169,8 @@ struct Recall {
 #[derive(Debug)]
 pub struct Core {
     incarnation: u64,
+    /// How long changes may wait for each other; `None`: for ever.
+    patience: Option<Instant>,
     sessions: BTreeMap<ClientId, Session>,
     /// The last clients that ended: their late requests find no session, and make none.
     ended: VecDeque<ClientId>,
@@ -210,11 +213,13 @@ pub struct Load {
 }
 
 impl Core {
-    /// A new server; `incarnation` tells its lives apart.
+    /// A new server; `incarnation` tells its lives apart, `patience` is [`CIRCLE_PATIENCE`], or `None`
+    /// where no client ever waits for a lock of its own before it answers a recall.
     #[must_use]
-    pub fn new(incarnation: u64) -> Self {
+    pub fn new(incarnation: u64, patience: Option<Instant>) -> Self {
         Core {
             incarnation,
+            patience,
             sessions: BTreeMap::new(),
             ended: VecDeque::new(),
             interests: Interests::default(),
@@ -254,7 +259,7 @@ impl Core {
             .waiting
             .values()
             .filter(|waiting| !waiting.checked)
-            .map(|waiting| waiting.since + CIRCLE_PATIENCE);
+            .filter_map(|waiting| Some(waiting.since + self.patience?));
         recalls.chain(circles).min()
     }
 
@@ -503,10 +508,11 @@ impl Core {
 
     /// Answers the youngest change of each circle of changes that wait for each other.
     fn break_circles(&mut self, now: Instant, out: &mut Vec<Command>) {
+        let Some(patience) = self.patience else { return };
         let ripe: Vec<Ticket> = self
             .waiting
             .iter()
-            .filter(|(_, waiting)| !waiting.checked && waiting.since + CIRCLE_PATIENCE <= now)
+            .filter(|(_, waiting)| !waiting.checked && waiting.since + patience <= now)
             .map(|(ticket, _)| *ticket)
             .collect();
         for ticket in ripe {
@@ -562,11 +568,14 @@ impl Core {
 
     /// Everything of a client ends: open files, locks, references, leases, recalls.
     fn end_client(&mut self, now: Instant, client: ClientId, out: &mut Vec<Command>) {
-        let Some(session) = self.sessions.remove(&client) else { return };
-        self.ended.push_back(client);
+        // Also one that was never heard of: its greeting may still be on the way.
+        if !self.ended.contains(&client) {
+            self.ended.push_back(client);
+        }
         if self.ended.len() > MAX_ENDED {
             self.ended.pop_front();
         }
+        let Some(session) = self.sessions.remove(&client) else { return };
         let mut open: Vec<(Handle, session::Open)> = session.open.into_iter().collect();
         open.sort_by_key(|(handle, _)| *handle);
         for (_, open) in open {

@@ -4,13 +4,13 @@
 //! (syncing, copying) goes to a small pool, so that a link's reading thread is never held up. The core's
 //! lock is held only for its decisions, never while the tree works.
 
-mod execute;
+pub(crate) mod execute;
 mod pool;
 #[cfg(test)]
 mod tests;
 
 use crate::config::{ConfigError, TreeConfig};
-use crate::core::{Command, Core, Event, Load};
+use crate::core::{CIRCLE_PATIENCE, Command, Core, Event, Load};
 use crate::messages::{ClientId, Notice, Operation, Reply, Request, Time};
 use crate::tree::Tree;
 use crate::tree::host::HostTree;
@@ -109,7 +109,7 @@ impl FileServer {
         let now = clock.real();
         let incarnation = (now.seconds as u64) << 30 ^ u64::from(now.nanoseconds);
         let shared = Arc::new(Shared {
-            core: Mutex::new(Core::new(incarnation)),
+            core: Mutex::new(Core::new(incarnation, Some(CIRCLE_PATIENCE))),
             sinks: Mutex::default(),
             tree,
             clock,

@@ -82,6 +82,13 @@ impl MemoryTree {
         MemoryTree { state: Mutex::new(state), life }
     }
 
+    /// References that are held, and open files.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> (u64, usize) {
+        let state = self.state();
+        (state.objects.values().map(|object| object.references).sum(), state.files.len())
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
