@@ -103,6 +103,11 @@ pub struct Prepare {
     pub lowest_open: Placement,
     /// The program; its list of descriptors is empty.
     pub spec: LaunchSpec,
+    /// Its process group and session in the DC's pids. They change only by the program's own calls,
+    /// which come back to the home node.
+    pub group: u32,
+    /// See `group`.
+    pub session: u32,
     /// Its descriptors as they are carried.
     pub descriptors: Vec<CarriedDescriptor>,
 }

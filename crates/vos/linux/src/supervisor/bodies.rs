@@ -21,6 +21,9 @@ pub(crate) struct Body {
     id: LaunchId,
     pub(crate) pid: u32,
     pub(crate) process: u32,
+    /// Process group and session at home.
+    pub(crate) group: u32,
+    pub(crate) session: u32,
     /// It is stopped.
     stopped: bool,
     /// The next stop (or continuation) is one that its home node made and knows of.
@@ -60,6 +63,20 @@ impl Bodies {
 
     pub(crate) fn by_id(&self, id: LaunchId) -> Option<Key> {
         self.by_id.get(&id).copied()
+    }
+
+    /// The process group and session at home of the one with a pid of the DC.
+    pub(crate) fn standing(&self, pid: u32) -> Option<(u32, u32)> {
+        self.by_pid(pid).map(|body| (body.group, body.session))
+    }
+
+    /// The one with a pid of the DC is in another process group or session from now on.
+    pub(crate) fn moved(&mut self, pid: u32, group: u32, session: Option<u32>) {
+        let body = self.by_pid.get(&pid).and_then(|key| self.by_key.get_mut(key));
+        if let Some(body) = body {
+            body.group = group;
+            body.session = session.unwrap_or(body.session);
+        }
     }
 
     fn insert(&mut self, body: Body) {
@@ -102,7 +119,7 @@ fn is_programs_own(errno: i32) -> bool {
 impl Personality {
     /// A home node asks for a program to be held; waits until it is.
     pub(crate) fn prepare(self: &Arc<Self>, from: u16, prepare: Prepare) -> Answer {
-        let Prepare { placement, lowest_open, spec, descriptors } = prepare;
+        let Prepare { placement, lowest_open, spec, group, session, descriptors } = prepare;
         let key = Key { home: from, placement };
         let commands = self.away.lock().unwrap().step(Event::Prepare { key, lowest_open });
         if !commands.contains(&Command::Launch(key)) {
@@ -144,6 +161,8 @@ impl Personality {
             id,
             pid: launched.pid,
             process: launched.host_pid,
+            group,
+            session,
             stopped: false,
             expects_stop: false,
             expects_continue: false,

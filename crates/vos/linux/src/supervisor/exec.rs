@@ -74,7 +74,9 @@ impl Personality {
                 placement.count(self.config.node, self.now());
                 drop(placement);
                 // A caller that was killed meanwhile has not stayed for any reason.
-                if self.listener.proceed(call.id).is_ok() {
+                let dying =
+                    TaskStatus::read(call.pid).is_ok_and(|status| b"ZX".contains(&status.state));
+                if self.listener.proceed(call.id).is_ok() && !dying {
                     self.counters.stayed(call.pid, reason);
                 }
                 return;
@@ -151,7 +153,12 @@ impl Personality {
             path: spec.path.0.clone(),
             descriptors_end: image.descriptors_end,
         };
-        let prepare = Prepare { placement, lowest_open, spec, descriptors };
+        let Ok(who) = self.native_identity(image.process) else {
+            stays(Reason::Failed, Event::Withdrawn(placement));
+            return;
+        };
+        let (group, session) = (who.group, who.session);
+        let prepare = Prepare { placement, lowest_open, spec, group, session, descriptors };
         let Ok(bytes) = encode(&Request::Prepare(Box::new(prepare))) else {
             stays(Reason::TooLarge, Event::Withdrawn(placement));
             return;

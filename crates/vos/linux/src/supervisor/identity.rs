@@ -41,26 +41,30 @@ impl Personality {
         let [first, second, ..] = call.arguments;
         let (first, second) = (first as u32, second as u32);
         let result = match (i64::from(call.number), caller) {
-            (libc::SYS_getppid, Some(pid)) => self.identity_of(pid).map(|who| who.parent),
+            (libc::SYS_getppid, Some(pid)) => self.parent_of_body(pid),
             (libc::SYS_setsid, Some(pid)) => {
-                self.ask_home(pid, &Request::NewSession { pid }).map(|()| pid)
+                self.ask_home(pid, &Request::NewSession { pid }).map(|()| {
+                    self.bodies.lock().unwrap().moved(pid, pid, Some(pid));
+                    pid
+                })
             }
             (libc::SYS_setpgid, Some(pid)) if first == 0 || first == pid => {
                 let group = if second == pid { 0 } else { second };
-                self.ask_home(pid, &Request::SetGroup { pid, group }).map(|()| 0)
+                self.ask_home(pid, &Request::SetGroup { pid, group }).map(|()| {
+                    let group = if group == 0 { pid } else { group };
+                    self.bodies.lock().unwrap().moved(pid, group, None);
+                    0
+                })
             }
             (libc::SYS_getpgrp | libc::SYS_getpgid | libc::SYS_getsid, _) => {
                 let number = i64::from(call.number);
-                let target = if number == libc::SYS_getpgrp || first == 0 {
-                    TaskStatus::read(call.pid)
-                        .map(|status| status.inner_process())
-                        .map_err(|error| error.errno)
-                } else {
-                    Ok(first)
+                let own = number == libc::SYS_getpgrp || first == 0;
+                let who = match (own, caller) {
+                    (true, None) => self.native_identity(call.pid),
+                    (true, Some(pid)) => self.identity_of(pid),
+                    (false, _) => self.identity_of(first),
                 };
-                target
-                    .and_then(|pid| self.identity_of(pid))
-                    .map(|who| if number == libc::SYS_getsid { who.session } else { who.group })
+                who.map(|who| if number == libc::SYS_getsid { who.session } else { who.group })
             }
             _ => {
                 let _ = self.listener.proceed(call.id);
@@ -93,45 +97,55 @@ impl Personality {
         self.foreign_owner(pid).is_some() && self.bodies.lock().unwrap().by_pid(pid).is_none()
     }
 
-    /// Where a process of the DC stands, as all of the DC sees it.
+    /// Where a process of the DC stands, as all of the DC sees it. The parent of a placed program is
+    /// 0 here: its home knows it (see `parent_of_body`).
     pub(crate) fn identity_of(&self, pid: u32) -> Result<Identity, i32> {
-        if let Some((home, _)) = self.body_home(pid) {
-            return self.ask_identity(home, pid);
+        let body = self.bodies.lock().unwrap().by_pid(pid).cloned();
+        if let Some(body) = body {
+            let users = TaskStatus::read(body.process).map(|status| self.inner_users(&status));
+            let users = users.map_err(|error| error.errno)?;
+            return Ok(Identity { parent: 0, group: body.group, session: body.session, users });
         }
-        let Ok(process) = task::process_from(&self.namespace, pid) else {
-            let owner = self.foreign_owner(pid).ok_or(libc::ESRCH)?;
-            return self.ask_identity(owner, pid);
-        };
-        self.native_identity(process)
+        match task::process_from(&self.namespace, pid) {
+            Ok(process) => self.native_identity(process),
+            Err(_) => self.ask_identity(self.foreign_owner(pid).ok_or(libc::ESRCH)?, pid),
+        }
     }
 
-    fn native_identity(&self, process: u32) -> Result<Identity, i32> {
+    /// The parent at home of a placed program.
+    pub(crate) fn parent_of_body(&self, pid: u32) -> Result<u32, i32> {
+        let (home, _) = self.body_home(pid).ok_or(libc::ESRCH)?;
+        self.ask_identity(home, pid).map(|who| who.parent)
+    }
+
+    /// The same of a process or thread of this node that is not placed here, by its number outside.
+    pub(crate) fn native_identity(&self, process: u32) -> Result<Identity, i32> {
         let status = TaskStatus::read(process).map_err(|error| error.errno)?;
-        let level = status.ns_process.len().min(2).saturating_sub(1);
-        let at = |list: &[u32]| list.get(level).copied().unwrap_or(0);
+        // The second number is the container's; a nested container has more.
+        let at = |list: &[u32]| list.get(1).copied().unwrap_or(0);
         let parent = match status.parent {
             0 => 0,
-            parent => TaskStatus::read(parent).map_or(0, |parent| {
-                // A parent outside the container (the launcher) has no number here.
-                if parent.ns_process.len() > level { parent.ns_process[level] } else { 0 }
-            }),
+            // A parent outside the container (the launcher) has no number here.
+            parent => TaskStatus::read(parent).map_or(0, |parent| at(&parent.ns_process)),
         };
-        let parent = if level == 0 { 0 } else { parent };
-        let mut identity = Identity {
-            parent,
-            group: at(&status.ns_group),
-            session: at(&status.ns_session),
-            users: self.inner_users(&status),
-        };
-        if self.body_home(identity.group).is_some() {
-            identity.group = self.identity_of(identity.group)?.group;
+        let (mut group, mut session) = (at(&status.ns_group), at(&status.ns_session));
+        let bodies = self.bodies.lock().unwrap();
+        if let Some((at_home, _)) = bodies.standing(group) {
+            group = at_home;
         }
-        if (identity.session == 0 || self.body_home(identity.session).is_some())
-            && let Some(body) = self.body_above(process)
+        let above = if session == 0 || bodies.standing(session).is_some() {
+            drop(bodies);
+            self.body_above(status.process)
+        } else {
+            drop(bodies);
+            None
+        };
+        if let Some((_, at_home)) =
+            above.and_then(|body| self.bodies.lock().unwrap().standing(body))
         {
-            identity.session = self.identity_of(body)?.session;
+            session = at_home;
         }
-        Ok(identity)
+        Ok(Identity { parent, group, session, users: self.inner_users(&status) })
     }
 
     fn inner_users(&self, status: &TaskStatus) -> (u32, u32) {

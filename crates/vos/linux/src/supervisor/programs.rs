@@ -206,7 +206,7 @@ impl Personality {
         let stat = TaskStat::read(process).ok()?;
         let home = self.bodies.lock().unwrap().by_process(process).map(|body| body.key.home);
         let parent = match home {
-            Some(_) => self.identity_of(pid).map_or(0, |identity| identity.parent),
+            Some(_) => self.parent_of_body(pid).unwrap_or(0),
             None => TaskStatus::read(stat.parent)
                 .ok()
                 .and_then(|parent| parent.ns_process.get(1).copied())

@@ -97,10 +97,7 @@ impl Personality {
         if target == 0
             && let Some((home, _)) = self.body_home(group)
         {
-            let at_home = match self.identity_of(group) {
-                Ok(identity) => identity.group,
-                Err(errno) => return Some(errno),
-            };
+            let at_home = self.bodies.lock().unwrap().standing(group).map_or(group, |who| who.0);
             return Some(self.ask_signal(home, -(at_home as i32), signal, sender));
         }
         if let Some(owner) = self.foreign_owner(group) {
