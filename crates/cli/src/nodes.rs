@@ -11,6 +11,7 @@ use dvs_sys::descriptor;
 use dvs_sys::features::Features;
 use dvs_sys::process;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 
 /// How long a stopped daemon may take to be gone, in milliseconds.
 const STOP_PATIENCE: u32 = 20_000;
@@ -46,9 +47,14 @@ pub(crate) fn all(folders: &Folders) -> Reached {
 /// With the first need that is not met.
 pub(crate) fn check_machine() -> Result<(), Failure> {
     // Cheap looks only; the whole probe, which starts children, is `dvs doctor`'s.
-    let fuse = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse");
-    if let Err(error) = fuse {
-        let why = dvs_node::folders::reason(&error);
+    const FUSE: (u32, u32) = (10, 229);
+    let opened = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse");
+    let wrong = match opened.and_then(|file| file.metadata()) {
+        Ok(found) if (libc::major(found.rdev()), libc::minor(found.rdev())) == FUSE => None,
+        Ok(_) => Some("it is another device".to_owned()),
+        Err(error) => Some(dvs_node::folders::reason(&error)),
+    };
+    if let Some(why) = wrong {
         return Err(Failure::new(format!(
             "/dev/fuse cannot be opened: {why}; load it (modprobe fuse), let this user read and write it (chmod 666 /dev/fuse), and see: dvs doctor"
         )));

@@ -64,7 +64,11 @@ pub(crate) fn run(arguments: RunArguments) -> Result<u8, Failure> {
     drop(client);
     if let Some(session) = session {
         session.end();
+        // Of a daemon that was killed meanwhile.
+        folders.clean_stale();
         folders.tidy();
+    } else if result.is_err() {
+        folders.clean_stale();
     }
     let ended = result?;
     if let (Some(form), Some(statistics)) = (stats, &ended.statistics) {

@@ -17,12 +17,15 @@ use dvs_sys::clock;
 use dvs_sys::poll::EventFd;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 /// How long connecting to another daemon may take.
 const LINK_PATIENCE: Duration = Duration::from_secs(10);
+/// How long an ending daemon waits for containers that are being made.
+const END_PATIENCE: Duration = Duration::from_secs(10);
 /// Most containers with their home on one node.
 pub(crate) const MAX_CONTAINERS: usize = 1000;
 /// Name of a daemon's endpoint.
@@ -70,6 +73,10 @@ pub(crate) struct Host {
     /// Asks other daemons.
     endpoint: Endpoint,
     homes: Mutex<BTreeMap<String, Slot>>,
+    /// A container was made, or was not.
+    homes_changed: Condvar,
+    /// The daemon ends: no container is made any more.
+    ending: AtomicBool,
     parts: Mutex<BTreeMap<u64, PartSlot>>,
     names: Mutex<BTreeMap<u16, String>>,
 }
@@ -94,6 +101,8 @@ impl Host {
             dvk,
             endpoint,
             homes: Mutex::default(),
+            homes_changed: Condvar::new(),
+            ending: AtomicBool::new(false),
             parts: Mutex::default(),
             names: Mutex::new(BTreeMap::from([(config.id, config.name.clone())])),
             config,
@@ -153,6 +162,13 @@ impl Host {
 
     /// Ends everything that runs on it, and its links.
     pub(crate) fn end(&self) {
+        self.ending.store(true, Ordering::SeqCst);
+        // Those that are being made end themselves as soon as they see it.
+        let made = |homes: &mut BTreeMap<String, Slot>| {
+            homes.values().any(|slot| matches!(slot, Slot::Reserved))
+        };
+        let waited = self.homes_changed.wait_timeout_while(lock(&self.homes), END_PATIENCE, made);
+        drop(waited);
         let homes: Vec<Arc<Home>> = self.running();
         let parts: Vec<Arc<Part>> = lock(&self.parts)
             .values()
@@ -233,13 +249,19 @@ impl Host {
         let (name, id) = self.reserve(options.name.as_deref())?;
         let made = self.make_home(options, &program, members, &name, id, notify);
         let home = match made {
-            Ok(home) => home,
+            Ok(home) if !self.ending.load(Ordering::SeqCst) => home,
+            Ok(home) => {
+                home.end();
+                self.forget(&name);
+                return Err(self.is_ending());
+            }
             Err(failure) => {
-                lock(&self.homes).remove(&name);
+                self.forget(&name);
                 return Err(failure);
             }
         };
         lock(&self.homes).insert(name.clone(), Slot::Running(Arc::clone(&home)));
+        self.homes_changed.notify_all();
         match home.start(&program, descriptors, true) {
             Ok((running, terminal)) => Ok(Started {
                 container: name,
@@ -309,6 +331,9 @@ impl Host {
 
     fn reserve(&self, wanted: Option<&str>) -> Result<(String, u64), Failure> {
         let mut homes = lock(&self.homes);
+        if self.ending.load(Ordering::SeqCst) {
+            return Err(self.is_ending());
+        }
         if homes.len() >= MAX_CONTAINERS {
             return Err(Failure::new(format!(
                 "{MAX_CONTAINERS} containers run on this node, which is the limit; end some: dvs dc rm DC"
@@ -341,6 +366,11 @@ impl Host {
     /// The container is gone: its name is free.
     pub(crate) fn forget(&self, name: &str) {
         lock(&self.homes).remove(name);
+        self.homes_changed.notify_all();
+    }
+
+    fn is_ending(&self) -> Failure {
+        Failure::new(format!("node {} is being stopped; try another one", self.config.name))
     }
 
     fn home(&self, name: &str) -> Result<Arc<Home>, Failure> {

@@ -231,11 +231,6 @@ impl Part {
         Arc::clone(&self.member)
     }
 
-    /// A node is gone.
-    pub(crate) fn node_lost(&self, node: u16) {
-        self.personality.node_lost(node);
-    }
-
     /// The processes of this part.
     pub(crate) fn processes(&self, name_of: &dyn Fn(u16) -> String) -> Vec<ProcessInfo> {
         let shown = |process: dvs_linux::ProcessInfo| ProcessInfo {
