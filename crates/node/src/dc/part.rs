@@ -177,7 +177,7 @@ impl Part {
                 carry: Arc::clone(&carrier) as Arc<dyn dvs_linux::ports::Carry>,
                 peers: Arc::new(LinuxLinks::new(linux.clone(), Arc::clone(&linux_directory))),
                 pids: Arc::clone(manager) as Arc<dyn dvs_linux::ports::Pids>,
-                files: Arc::new(dvs_linux::files::NoFiles),
+                files: Arc::new(dvs_linux::tree_files::TreeFiles::new(Arc::clone(client))),
             },
         )
         .map_err(|error| failed("its personality", &error))?;
