@@ -3,7 +3,7 @@
 //! A forked child that goes on without exec is only sound in a process with one thread: whoever forks
 //! shows a [`SingleThreaded`]. Inside the child a [`Forked`] gives access to the few operations that
 //! would pull descriptors away from under Rust objects: they are harmless there, because the child
-//! only execs or exits.
+//! only execs or exits. Programs are not made this way but by [`crate::birth`], at half the cost.
 
 use crate::descriptor::own;
 use crate::error::{Result, SysError, check};
@@ -137,33 +137,6 @@ pub fn exit_now(code: i32) -> ! {
 }
 
 impl Forked {
-    /// Makes `number` refer to what `fd` refers to, replacing whatever it was (`dup2`); not
-    /// close-on-exec.
-    ///
-    /// # Errors
-    /// `EBADF` for a number over the limit.
-    pub fn place(&self, fd: RawFd, number: RawFd) -> Result<()> {
-        if fd == number {
-            // SAFETY: fcntl with an integer argument touches no memory.
-            let done = unsafe { libc::fcntl(fd, libc::F_SETFD, 0) };
-            check("fcntl(F_SETFD)", i64::from(done))?;
-            return Ok(());
-        }
-        // SAFETY: the child only execs or exits (Forked), so no Rust object relies on the number.
-        check("dup2", i64::from(unsafe { libc::dup2(fd, number) }))?;
-        Ok(())
-    }
-
-    /// A duplicate of a raw number, not below `least`; close-on-exec and never closed by Rust.
-    ///
-    /// # Errors
-    /// `EBADF`, `EMFILE`.
-    pub fn move_up(&self, fd: RawFd, least: RawFd) -> Result<RawFd> {
-        // SAFETY: fcntl with an integer argument touches no memory.
-        let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, least) };
-        Ok(check("fcntl(F_DUPFD_CLOEXEC)", i64::from(copy))? as RawFd)
-    }
-
     /// Closes one number.
     pub fn close(&self, number: RawFd) {
         // SAFETY: the child only execs or exits (Forked), so no Rust object relies on the number.

@@ -207,6 +207,16 @@ impl Filter {
     /// Runs the filter on a call, as the kernel would; for tests. `None`: it runs off its end.
     #[must_use]
     pub fn simulate(&self, architecture: u32, number: u32, arguments: [u64; 6]) -> Option<u32> {
+        self.trace(architecture, number, arguments).map(|(answer, _)| answer)
+    }
+
+    /// How many steps the kernel runs for a call; for tests of the hot path.
+    #[must_use]
+    pub fn simulate_steps(&self, number: u32) -> Option<usize> {
+        self.trace(X86_64, number, [0; 6]).map(|(_, steps)| steps)
+    }
+
+    fn trace(&self, architecture: u32, number: u32, arguments: [u64; 6]) -> Option<(u32, usize)> {
         let word = |offset: u32| match offset {
             NUMBER => number,
             ARCHITECTURE => architecture,
@@ -215,15 +225,16 @@ impl Filter {
                 if offset % 8 == 0 { argument as u32 } else { (argument >> 32) as u32 }
             }
         };
-        let (mut accumulator, mut next) = (0, 0);
+        let (mut accumulator, mut next, mut steps) = (0, 0, 0);
         loop {
             let step = self.steps.get(next)?;
             let code = u32::from(step.code);
             next += 1;
+            steps += 1;
             if code == libc::BPF_LD | libc::BPF_W | libc::BPF_ABS {
                 accumulator = word(step.k);
             } else if code == libc::BPF_RET | libc::BPF_K {
-                return Some(step.k);
+                return Some((step.k, steps));
             } else if code == libc::BPF_JMP | libc::BPF_JA {
                 next += step.k as usize;
             } else {
@@ -231,36 +242,6 @@ impl Filter {
                     libc::BPF_JEQ => accumulator == step.k,
                     libc::BPF_JGE => accumulator >= step.k,
                     _ => return None,
-                };
-                next += usize::from(if yes { step.jt } else { step.jf });
-            }
-        }
-    }
-
-    /// How many steps the kernel runs for a call; for tests of the hot path.
-    #[must_use]
-    pub fn simulate_steps(&self, number: u32) -> Option<usize> {
-        // A copy whose every path is counted: run with a counter by replaying jumps.
-        let (mut accumulator, mut next, mut count) = (0, 0_usize, 0);
-        loop {
-            let step = self.steps.get(next)?;
-            let code = u32::from(step.code);
-            next += 1;
-            count += 1;
-            if code == libc::BPF_LD | libc::BPF_W | libc::BPF_ABS {
-                accumulator = match step.k {
-                    NUMBER => number,
-                    ARCHITECTURE => X86_64,
-                    _ => 0,
-                };
-            } else if code == libc::BPF_RET | libc::BPF_K {
-                return Some(count);
-            } else if code == libc::BPF_JMP | libc::BPF_JA {
-                next += step.k as usize;
-            } else {
-                let yes = match code & 0xf0 {
-                    libc::BPF_JEQ => accumulator == step.k,
-                    _ => accumulator >= step.k,
                 };
                 next += usize::from(if yes { step.jt } else { step.jf });
             }
