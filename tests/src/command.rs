@@ -148,16 +148,25 @@ impl Dvs {
         command
     }
 
+    /// The same in a session of its own (setsid(1) becomes the program, with the same pid). There the
+    /// program's process group is an orphaned one, as it is in a container.
+    #[must_use]
+    pub fn session(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = self.native("setsid");
+        command.arg(program);
+        command
+    }
+
     /// A `dvs` command in that environment.
     #[must_use]
     pub fn dvs(&self) -> Command {
         self.native(&self.binary)
     }
 
-    /// `dvs run` with the options of a cluster, up to and without the `--`.
+    /// `dvs run` with the options of a cluster, up to and without the `--`; in its own session.
     #[must_use]
     pub fn run(&self, cluster: &Cluster) -> Command {
-        let mut command = self.dvs();
+        let mut command = self.session(&self.binary);
         command.args(["run", "--nodes", &cluster.nodes.to_string()]);
         if let Some(place) = &cluster.place {
             command.args(["--place", place]);

@@ -4,7 +4,7 @@ use crate::tree::{self, Tree};
 use anyhow::Context;
 use std::io::Read;
 use std::os::fd::AsFd;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -43,7 +43,8 @@ pub struct Observation {
     pub took: Duration,
 }
 
-/// Runs a command with no input, in a process group of its own, and watches `folder`.
+/// Runs a command with no input and watches `folder`. The command leads a group of its own, as
+/// those of [`Dvs::session`](crate::command::Dvs::session) do: its time over, the group is ended.
 pub fn run(command: &mut Command, folder: &Path, bound: Duration) -> anyhow::Result<Observation> {
     Ok(run_with_pid(command, folder, bound)?.0)
 }
@@ -59,7 +60,6 @@ pub fn run_with_pid(
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .process_group(0)
         .spawn()
         .with_context(|| format!("cannot start {}", command.get_program().to_string_lossy()))?;
     let pid = child.id();
@@ -123,8 +123,11 @@ mod tests {
 
     fn shell(script: &str, bound: Duration) -> Observation {
         let folder = tempfile::tempdir().expect("folder");
-        let mut command = Command::new("sh");
-        command.args(["-c", script]).current_dir(folder.path());
+        let mut command = Command::new("setsid");
+        command
+            .args(["sh", "-c", script])
+            .env("PATH", crate::case::PATH)
+            .current_dir(folder.path());
         run(&mut command, folder.path(), bound).expect("run")
     }
 

@@ -287,14 +287,14 @@ impl<'a> Runner<'a> {
         let script = folder.join("case.sh");
         std::fs::write(&script, &case.script).context("cannot write the script")?;
         let mut command = match (side, &self.shared) {
-            (Against::Native, _) => self.dvs.native(&case.shell),
+            (Against::Native, _) => self.dvs.session(&case.shell),
             (Against::Dvs, None) => {
                 let mut command = self.dvs.run(self.cluster);
                 command.args(["--stats=json", "--", &case.shell]);
                 command
             }
             (Against::Dvs, Some((name, _))) => {
-                let mut command = self.dvs.dvs();
+                let mut command = self.dvs.session(self.dvs.binary());
                 command.args(["exec", "-w"]).arg(&folder).args([name, "--", &case.shell]);
                 command
             }

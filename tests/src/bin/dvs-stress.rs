@@ -157,7 +157,7 @@ impl Stress {
             command.args(["--", "bash"]);
             command
         } else {
-            self.dvs.native("bash")
+            self.dvs.session("bash")
         };
         command.arg("./script.sh").current_dir(&folder);
         observe::run_with_pid(&mut command, &folder, bound)
