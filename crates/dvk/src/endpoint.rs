@@ -95,7 +95,8 @@ impl Endpoint {
         self.inner.name.as_deref()
     }
 
-    /// Sends a message that nobody waits for, on the small lane.
+    /// Sends a message that nobody waits for, on the small lane. If the destination is in this
+    /// process and has a handler, that usually runs before this returns: hold no lock that it takes.
     ///
     /// # Errors
     /// Nothing was sent: [`CallError::Busy`] when too many wait, others as they say.

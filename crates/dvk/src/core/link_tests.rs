@@ -204,6 +204,16 @@ fn if_both_connect_one_connection_stays() {
 }
 
 #[test]
+fn a_frame_that_comes_twice_is_dropped_and_counted() {
+    let (mut one, mut two) = session();
+    one.send(Lane::Small, post(1)).unwrap();
+    let frame = written(&mut one, Lane::Small, 1).remove(0);
+    assert!(two.received(Lane::Small, 1, frame.clone(), 1).unwrap().frame.is_some());
+    assert!(two.received(Lane::Small, 1, frame, 1).unwrap().frame.is_none());
+    assert_eq!(two.statistics(Lane::Small).duplicates, 1);
+}
+
+#[test]
 fn broken_rules_are_errors() {
     let (mut one, _) = session();
     let mut gap = post(0);
