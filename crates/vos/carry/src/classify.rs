@@ -1,10 +1,10 @@
 //! What kind of thing a descriptor is, from what the kernel says about it.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use dvs_sys::error::SysError;
 use dvs_sys::stat::fstat;
-use dvs_sys::{descriptor, terminal};
+use dvs_sys::{descriptor, pipe, terminal};
 
 use crate::descriptor::Kind;
 use crate::messages::FileAttributes;
@@ -35,6 +35,8 @@ pub(crate) struct Examined {
     /// Access mode and status flags, from the kernel.
     pub(crate) flags: i32,
     pub(crate) attributes: FileAttributes,
+    /// Its number in the DC's tree, if it is there.
+    pub(crate) tree_inode: Option<u64>,
 }
 
 /// Access mode bits.
@@ -59,11 +61,56 @@ pub(crate) fn attributes(fd: impl AsFd) -> Result<FileAttributes, SysError> {
 }
 
 /// Looks at a descriptor; `path` is the text of its `/proc` link.
+///
+/// A FUSE mount that belongs to the container's user namespace answers `fstat` only to processes in
+/// there, which we are not. So a file that we may not look at is one of the DC's tree; what it is has
+/// to be found out otherwise, and its attributes are the file system's business.
 pub(crate) fn examine(fd: &OwnedFd, path: &[u8]) -> Result<Examined, SysError> {
     let flags = descriptor::status_flags(fd.as_fd())?;
-    let attributes = attributes(fd)?;
-    let class = classify(fd, path, flags, &attributes);
-    Ok(Examined { class, flags, attributes })
+    match attributes(fd) {
+        Ok(attributes) => {
+            let class = classify(fd, path, flags, &attributes);
+            Ok(Examined { class, flags, attributes, tree_inode: None })
+        }
+        Err(error) if matches!(error.errno, libc::EACCES | libc::EPERM) => {
+            let inode = inode_number(fd)?;
+            let directory =
+                matches!(pipe::read(fd, &mut []), Err(SysError { errno: libc::EISDIR, .. }));
+            let class = classify_unseen(path, flags, pipe::capacity(fd).is_ok(), directory);
+            // No real device has this number: it stands for the tree.
+            let attributes =
+                FileAttributes { device: u64::MAX, inode, ..FileAttributes::default() };
+            Ok(Examined { class, flags, attributes, tree_inode: Some(inode) })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The inode number as the kernel tells it without asking the file system.
+fn inode_number(fd: &OwnedFd) -> Result<u64, SysError> {
+    let failed = |errno| SysError::new("fdinfo", errno);
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))
+        .map_err(|error| failed(error.raw_os_error().unwrap_or(libc::EIO)))?;
+    text.lines()
+        .find_map(|line| line.strip_prefix("ino:"))
+        .and_then(|number| number.trim().parse().ok())
+        .ok_or(failed(libc::ENODATA))
+}
+
+fn classify_unseen(path: &[u8], flags: i32, is_pipe: bool, is_directory: bool) -> Class {
+    let named = path.starts_with(b"/") && !path.ends_with(b" (deleted)");
+    if flags & libc::O_PATH != 0 {
+        return if named { Class::ByPath } else { Class::Unsupported(Kind::Unknown) };
+    }
+    if is_pipe {
+        return Class::Unsupported(Kind::TreeFifo);
+    }
+    match (is_directory, named) {
+        (true, true) => Class::ByPath,
+        (true, false) => Class::Unsupported(Kind::DeletedDirectory),
+        (false, _) if flags & libc::O_DIRECT != 0 => Class::Unsupported(Kind::DirectFile),
+        (false, _) => Class::File,
+    }
 }
 
 fn classify(fd: &OwnedFd, path: &[u8], flags: i32, attributes: &FileAttributes) -> Class {
@@ -118,12 +165,9 @@ mod tests {
     use std::fs::File;
     use std::os::unix::net::UnixStream;
 
-    use dvs_sys::pipe;
-
     use super::*;
 
     fn class(fd: impl Into<OwnedFd>) -> Class {
-        use std::os::fd::AsRawFd;
         let fd = fd.into();
         let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap();
         examine(&fd, link.as_os_str().as_encoded_bytes()).unwrap().class
@@ -168,5 +212,26 @@ mod tests {
                 Class::Unsupported(Kind::Anonymous)
             );
         }
+    }
+
+    #[test]
+    fn files_that_may_not_be_looked_at_are_told_apart() {
+        let read = libc::O_RDONLY;
+        let file = |path: &[u8], flags| classify_unseen(path, flags, false, false);
+        assert_eq!(file(b"/a", read), Class::File);
+        assert_eq!(file(b"/a (deleted)", libc::O_WRONLY | libc::O_APPEND), Class::File);
+        assert_eq!(file(b"/a", libc::O_DIRECT), Class::Unsupported(Kind::DirectFile));
+        assert_eq!(file(b"/a", libc::O_PATH), Class::ByPath);
+        assert_eq!(classify_unseen(b"/d", read, false, true), Class::ByPath);
+        let deleted = classify_unseen(b"/d (deleted)", read, false, true);
+        assert_eq!(deleted, Class::Unsupported(Kind::DeletedDirectory));
+        let fifo = classify_unseen(b"/f", read, true, false);
+        assert_eq!(fifo, Class::Unsupported(Kind::TreeFifo));
+    }
+
+    #[test]
+    fn the_inode_number_is_the_one_of_fstat() {
+        let file: OwnedFd = File::open("/etc/passwd").unwrap().into();
+        assert_eq!(inode_number(&file).unwrap(), fstat(&file).unwrap().inode);
     }
 }

@@ -34,10 +34,17 @@ pub struct SharedDescription {
 /// Calls that can be interrupted, by the caller's number.
 #[derive(Debug, Default)]
 struct Waiting {
-    /// Request number of each.
-    requests: HashMap<u64, u64>,
+    running: HashMap<u64, Running>,
     /// Interrupts that came before their call, the oldest first.
     early: VecDeque<u64>,
+}
+
+#[derive(Debug)]
+struct Running {
+    request: u64,
+    /// The request is on its way, so that a cancel comes after it.
+    posted: bool,
+    interrupted: bool,
 }
 
 /// Most interrupts kept for calls that have not come yet (or are over).
@@ -110,11 +117,22 @@ impl SharedDescription {
                 waiting.early.remove(index);
                 return Err(libc::EINTR);
             }
-            waiting.requests.insert(call, request);
+            waiting.running.insert(call, Running { request, posted: false, interrupted: false });
         }
         let operation = DescriptionOperation::Lock { operation };
-        let result = engine.describe(self.home, request, self.description, operation);
-        self.waiting.lock().unwrap().requests.remove(&call);
+        let reply = engine.ask(self.home, request, self.description, operation);
+        let interrupted = {
+            let mut waiting = self.waiting.lock().unwrap();
+            waiting.running.get_mut(&call).is_some_and(|running| {
+                running.posted = true;
+                running.interrupted
+            })
+        };
+        if interrupted {
+            engine.cancel(self.home, request);
+        }
+        let result = reply.and_then(|reply| reply.recv().unwrap_or(Err(libc::EIO)));
+        self.waiting.lock().unwrap().running.remove(&call);
         match result? {
             DescriptionOutcome::Done => Ok(()),
             _ => Err(libc::EPROTO),
@@ -125,14 +143,20 @@ impl SharedDescription {
     pub fn interrupt(&self, call: u64) {
         let request = {
             let mut waiting = self.waiting.lock().unwrap();
-            let request = waiting.requests.get(&call).copied();
-            if request.is_none() {
-                if waiting.early.len() >= MAX_EARLY {
-                    waiting.early.pop_front();
+            match waiting.running.get_mut(&call) {
+                Some(running) if running.posted => Some(running.request),
+                Some(running) => {
+                    running.interrupted = true;
+                    None
                 }
-                waiting.early.push_back(call);
+                None => {
+                    if waiting.early.len() >= MAX_EARLY {
+                        waiting.early.pop_front();
+                    }
+                    waiting.early.push_back(call);
+                    None
+                }
             }
-            request
         };
         if let (Some(request), Some(engine)) = (request, self.engine.upgrade()) {
             engine.cancel(self.home, request);
@@ -148,7 +172,9 @@ impl SharedDescription {
 
     fn call(&self, operation: DescriptionOperation) -> Result<DescriptionOutcome, i32> {
         let engine = self.engine.upgrade().ok_or(libc::EIO)?;
-        engine.describe(self.home, engine.request_number(), self.description, operation)
+        let reply = engine.ask(self.home, engine.request_number(), self.description, operation)?;
+        // Ends with the reply, with the home's node, or with this carrier.
+        reply.recv().unwrap_or(Err(libc::EIO))
     }
 }
 
@@ -190,11 +216,8 @@ pub(crate) fn perform(
             retry(|| if data_only { file.sync_data() } else { file.sync_all() })?;
             Ok(DescriptionOutcome::Done)
         }
-        DescriptionOperation::Lock { operation } => {
-            // One that has to wait does not come here.
-            dvs_sys::flock::flock(file, operation).map_err(|error| error.errno)?;
-            Ok(DescriptionOutcome::Done)
-        }
+        // Belongs to the description's lock, which its keeper has.
+        DescriptionOperation::Lock { .. } => Err(libc::EINVAL),
         DescriptionOperation::Seek { offset, whence } => {
             let whence = i32::try_from(whence).map_err(|_| libc::EINVAL)?;
             if whence != libc::SEEK_DATA && whence != libc::SEEK_HOLE {

@@ -82,8 +82,10 @@ pub enum Carried {
         flags: u32,
         /// Its position now.
         position: u64,
-        /// What `fstat` says now.
+        /// What `fstat` says now; nothing for a file of the tree.
         attributes: FileAttributes,
+        /// Its number in the DC's tree, if it is there.
+        inode: Option<u64>,
         /// Its path at home, for messages and `/proc`.
         #[serde(with = "serde_bytes")]
         path: Vec<u8>,
@@ -175,6 +177,8 @@ pub enum Kind {
     Socket,
     /// A FIFO opened for reading and writing.
     ReadWritePipe,
+    /// A FIFO of the file tree.
+    TreeFifo,
     /// The controlling terminal's own device.
     ControllingTerminal,
     /// The master side of a pseudo terminal.
@@ -200,6 +204,7 @@ impl std::fmt::Display for Kind {
         formatter.write_str(match self {
             Kind::Socket => "a socket",
             Kind::ReadWritePipe => "a FIFO open for reading and writing",
+            Kind::TreeFifo => "a named FIFO",
             Kind::ControllingTerminal => "the controlling terminal",
             Kind::TerminalMaster => "a terminal's master",
             Kind::CharacterDevice => "a character device",

@@ -9,11 +9,12 @@
 mod away;
 mod files;
 mod home;
+mod locks;
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use dvs_sys::error::SysError;
@@ -346,14 +347,14 @@ impl Engine {
         self.locked(|_, effects| effects.post(home, CarryMessage::DescriptionCancel { request }));
     }
 
-    /// Has one operation done at home and waits for it.
-    pub(crate) fn describe(
+    /// Asks home for one operation; the reply comes through the channel.
+    pub(crate) fn ask(
         &self,
         home: u16,
         request: u64,
         description: DescriptionId,
         operation: DescriptionOperation,
-    ) -> Result<DescriptionOutcome, i32> {
+    ) -> Result<Receiver<Result<DescriptionOutcome, i32>>, i32> {
         let (sender, receiver) = sync_channel(1);
         self.locked(|state, effects| {
             if state.stopped {
@@ -367,8 +368,7 @@ impl Engine {
                 .post(home, CarryMessage::DescriptionRequest { request, description, operation });
             Ok(())
         })?;
-        // Ends with the reply, with the home's node, or with this carrier.
-        receiver.recv().unwrap_or(Err(libc::EIO))
+        Ok(receiver)
     }
 
     pub(crate) fn description_dropped(&self, home: u16, description: DescriptionId) {

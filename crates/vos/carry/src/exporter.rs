@@ -73,7 +73,8 @@ impl Exporter {
         if let Some(number) = seen.duplicate_of {
             return Ok(Prepared::Stateless(Carried::DuplicateOf(number)));
         }
-        let Seen { descriptor, examined: Examined { class, flags, attributes }, .. } = seen;
+        let Seen { descriptor, examined, .. } = seen;
+        let Examined { class, flags, attributes, tree_inode } = examined;
         let InheritedDescriptor { number, fd, position, path, .. } = descriptor;
         let kept_flags = (flags & CARRIED_FLAGS).cast_unsigned();
         let attributes = self.engine.config.inside(attributes);
@@ -121,7 +122,7 @@ impl Exporter {
             }
             Class::File => {
                 let flags = flags.cast_unsigned();
-                Prepared::File { fd, flags, position, attributes, path }
+                Prepared::File { fd, flags, position, attributes, inode: tree_inode, path }
             }
             Class::ByPath => open(path),
             Class::Device(device) => open(device.as_bytes().to_vec()),
@@ -186,6 +187,7 @@ enum Prepared {
         flags: u32,
         position: u64,
         attributes: FileAttributes,
+        inode: Option<u64>,
         path: Vec<u8>,
     },
 }
@@ -240,9 +242,9 @@ fn start(
                     state.home_output(to, program, own, true).map_err(failure)?;
                 Carried::Terminal { stream, flags, credit, owner, attributes, size }
             }
-            Prepared::File { fd, flags, position, attributes, path } => {
+            Prepared::File { fd, flags, position, attributes, inode, path } => {
                 let description = state.home_description(to, program, fd);
-                Carried::Description { description, flags, position, attributes, path }
+                Carried::Description { description, flags, position, attributes, inode, path }
             }
         };
         carried.push(CarriedDescriptor { number, what });

@@ -133,13 +133,13 @@ impl Importer {
                 let credit = credit.min(MAX_WINDOW);
                 Ok(Made::Output { stream, ours, theirs, credit, terminal: true })
             }
-            Carried::Description { description, flags, position, attributes, path } => {
+            Carried::Description { description, flags, position, attributes, inode, path } => {
                 let description =
                     Arc::new(SharedDescription::new(self.engine.weak(), from, description));
                 let path = self
                     .engine
                     .attacher
-                    .attach(AttachRequest { description, attributes, flags, position, path })
+                    .attach(AttachRequest { description, attributes, inode, flags, position, path })
                     .map_err(|errno| SysError::new("attach", errno))?;
                 Ok(Made::Ready(Local::Open {
                     path,

@@ -26,8 +26,11 @@ pub trait CarryTransport: Send + Sync {
 pub struct AttachRequest {
     /// Reads and writes go here.
     pub description: Arc<SharedDescription>,
-    /// `fstat` as it was when the program was placed.
+    /// `fstat` as it was when the program was placed; nothing for a file of the tree.
     pub attributes: FileAttributes,
+    /// Its number in the DC's tree, if it is there: then attributes, length and record locks are the
+    /// file system's business, and only reads, writes and `flock` go to the description.
+    pub inode: Option<u64>,
     /// Access mode and status flags.
     pub flags: u32,
     /// Position at the start.

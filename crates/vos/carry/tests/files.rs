@@ -182,11 +182,11 @@ fn locks_belong_to_the_description_and_can_be_given_up() {
     assert_eq!(shared.lock(3, libc::LOCK_SH | libc::LOCK_NB), Err(libc::EWOULDBLOCK));
 
     // Given up while it waits: the lock is not taken later.
-    let waiter = Arc::clone(&shared);
-    let waiting = std::thread::spawn(move || waiter.lock(4, libc::LOCK_EX));
-    shared.interrupt(4);
-    let ended = waiting.join().unwrap();
-    assert_eq!(ended, Err(libc::EINTR));
+    for call in 100..200 {
+        let waiting = lock_in_thread(&shared, call);
+        shared.interrupt(call);
+        assert_eq!(soon(&waiting), Err(libc::EINTR));
+    }
     flock(&other, libc::LOCK_UN).unwrap();
     until("the late lock is given back", || {
         let third = File::create(&path).unwrap();
@@ -195,12 +195,21 @@ fn locks_belong_to_the_description_and_can_be_given_up() {
 
     // Waits until it is free.
     flock(&other, libc::LOCK_EX).unwrap();
-    let waiter = Arc::clone(&shared);
-    let waiting = std::thread::spawn(move || waiter.lock(5, libc::LOCK_EX));
+    let waiting = lock_in_thread(&shared, 5);
     flock(&other, libc::LOCK_UN).unwrap();
-    assert_eq!(waiting.join().unwrap(), Ok(()));
+    assert_eq!(soon(&waiting), Ok(()));
     assert!(!free(&other));
     // Interrupted before it began; an interrupt of a call that is over is forgotten in time.
     shared.interrupt(6);
     assert_eq!(shared.lock(6, libc::LOCK_EX), Err(libc::EINTR));
+}
+
+fn lock_in_thread(
+    shared: &Arc<SharedDescription>,
+    call: u64,
+) -> std::sync::mpsc::Receiver<Result<(), i32>> {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let shared = Arc::clone(shared);
+    std::thread::spawn(move || sender.send(shared.lock(call, libc::LOCK_EX)));
+    receiver
 }

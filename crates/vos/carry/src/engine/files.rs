@@ -2,11 +2,9 @@
 //! that may wait.
 
 use std::fs::File;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
-use dvs_sys::flock::flock;
-
+use super::locks::{DescriptionLock, Waiter};
 use super::{Effects, Engine, State};
 use crate::description;
 use crate::messages::{
@@ -17,6 +15,14 @@ use crate::messages::{
 pub(super) struct Description {
     pub(super) to: u16,
     pub(super) file: Arc<File>,
+    pub(super) lock: Arc<DescriptionLock>,
+}
+
+/// A request that waits for a lock.
+#[derive(Clone)]
+pub(super) struct Waiting {
+    lock: Arc<DescriptionLock>,
+    waiter: Arc<Waiter>,
 }
 
 impl State {
@@ -35,30 +41,34 @@ impl State {
             effects.post(from, CarryMessage::DescriptionReply { request, result });
             return;
         };
-        let file = Arc::clone(&found.file);
+        let (file, lock) = (Arc::clone(&found.file), Arc::clone(&found.lock));
         if let DescriptionOperation::Lock { operation } = operation
             && operation & (libc::LOCK_NB | libc::LOCK_UN) == 0
         {
-            self.home_lock(from, request, file, operation, engine, effects);
+            self.home_lock((from, request), file, &lock, operation, engine, effects);
             return;
         }
         // Answers EAGAIN if it is dropped undone, because no worker has room for it.
         let answer = Answer { engine, to: from, request, result: Err(libc::EAGAIN) };
         effects.jobs.push(Box::new(move || {
             let Some(engine) = answer.engine.upgrade() else { return };
-            let attributes = |file: &File| engine.attributes(file);
-            let result = description::perform(&file, operation, &attributes);
+            let result = match operation {
+                DescriptionOperation::Lock { operation } => {
+                    lock.now(&file, operation).map(|()| DescriptionOutcome::Done)
+                }
+                other => description::perform(&file, other, &|file| engine.attributes(file)),
+            };
             drop(file);
             answer.finish(result);
         }));
     }
 
-    /// Waits for a lock in a thread of its own, or not at all if it is free.
+    /// Waits for a lock in a thread of its own.
     fn home_lock(
         &mut self,
-        from: u16,
-        request: u64,
+        (from, request): (u16, u64),
         file: Arc<File>,
+        lock: &Arc<DescriptionLock>,
         operation: i32,
         engine: Weak<Engine>,
         effects: &mut Effects,
@@ -68,28 +78,22 @@ impl State {
             effects.callbacks.push(Box::new(move || drop(answer)));
             return;
         }
-        let unwanted = Arc::new(AtomicBool::new(false));
-        self.home.waiting_locks.insert((from, request), Arc::clone(&unwanted));
+        let waiting = Waiting { lock: Arc::clone(lock), waiter: Arc::new(lock.begin()) };
+        self.home.waiting_locks.insert((from, request), waiting.clone());
         effects.callbacks.push(Box::new(move || {
-            // Not started: the answer is dropped and says ENOLCK.
-            let _ = std::thread::Builder::new().name("carry-lock".into()).spawn(move || {
-                answer.result = loop {
-                    match flock(&*file, operation) {
-                        Err(error) if error.errno == libc::EINTR => {}
-                        other => break other.map(|()| DescriptionOutcome::Done),
-                    }
-                }
-                .map_err(|error| error.errno);
-                if unwanted.swap(true, Ordering::AcqRel) {
-                    // Answered already: what came too late is given back.
-                    if answer.result.is_ok() {
-                        let _ = flock(&*file, libc::LOCK_UN);
-                    }
-                    answer.forget();
+            let inside = waiting.clone();
+            let started = std::thread::Builder::new().name("carry-lock".into()).spawn(move || {
+                match inside.lock.wait(&inside.waiter, &file, operation) {
+                    Some(result) => answer.result = result.map(|()| DescriptionOutcome::Done),
+                    None => answer.forget(),
                 }
                 drop(file);
                 drop(answer);
             });
+            if started.is_err() {
+                // The answer was dropped with the thread's work and has said ENOLCK.
+                waiting.lock.give_up(&waiting.waiter);
+            }
         }));
     }
 
@@ -99,8 +103,8 @@ impl State {
         request: u64,
         effects: &mut Effects,
     ) {
-        if let Some(unwanted) = self.home.waiting_locks.get(&(from, request))
-            && !unwanted.swap(true, Ordering::AcqRel)
+        if let Some(waiting) = self.home.waiting_locks.get(&(from, request))
+            && waiting.lock.give_up(&waiting.waiter)
         {
             let result = Err(libc::EINTR);
             effects.post(from, CarryMessage::DescriptionReply { request, result });

@@ -4,12 +4,11 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use dvs_sys::error::SysError;
 use dvs_sys::{pipe, terminal};
 
-use super::files::Description;
+use super::files::{Description, Waiting};
 use super::{Effects, IN, ONCE, OUT, State, Watched, room};
 use crate::core::{InputSender, OutputReceiver};
 use crate::messages::{
@@ -65,8 +64,8 @@ pub(super) struct Home {
     /// Pipes whose read end is carried, by device and inode.
     readers: HashSet<(u64, u64)>,
     programs: HashMap<ProgramKey, Placed>,
-    /// Locks that a thread waits for, by asker and request; `true`: not wanted any more.
-    pub(super) waiting_locks: HashMap<(u16, u64), Arc<AtomicBool>>,
+    /// Locks that a thread waits for, by asker and request.
+    pub(super) waiting_locks: HashMap<(u16, u64), Waiting>,
     next: u64,
 }
 
@@ -141,7 +140,10 @@ impl State {
         fd: OwnedFd,
     ) -> DescriptionId {
         let number = DescriptionId(self.home.number());
-        self.home.descriptions.insert(number, Description { to, file: Arc::new(File::from(fd)) });
+        self.home.descriptions.insert(
+            number,
+            Description { to, file: Arc::new(File::from(fd)), lock: Arc::default() },
+        );
         self.home.placed(program, to).descriptions.push(number);
         number
     }
