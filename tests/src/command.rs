@@ -149,11 +149,12 @@ impl Dvs {
     }
 
     /// The same in a session of its own (setsid(1) becomes the program, with the same pid). There the
-    /// program's process group is an orphaned one, as it is in a container.
+    /// program's process group is an orphaned one, as it is in a container. It is told to end when the
+    /// test is killed.
     #[must_use]
     pub fn session(&self, program: impl AsRef<OsStr>) -> Command {
-        let mut command = self.native("setsid");
-        command.arg(program);
+        let mut command = self.native("setpriv");
+        command.args(["--pdeathsig", "TERM", "setsid"]).arg(program);
         command
     }
 
