@@ -1,9 +1,10 @@
 //! The client: requests with identity, leases, recalls, attached descriptions.
 
 use crate::attach::{AttachToken, Attached, RemoteDescription, Waiting, WaitingTable};
-use crate::cache::{Cache, Mark, Until};
+use crate::cache::{Cache, Until};
 use crate::notices::{self, Invalidator, Queue};
 use crate::numbering::Numbering;
+use crate::settle::settle;
 use crate::transport::{FsTransport, TransportError};
 use dvs_fs::messages::{
     Attributes, ClientId, Credentials, Entry, InodeId, Notice, Operation, Outcome, PROTOCOL,
@@ -466,149 +467,6 @@ impl Client {
 
 /// What "for ever" is as a time.
 pub const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-
-/// Puts what an operation changed and what its reply says into the cache.
-fn settle(
-    cache: &mut Cache,
-    mark: Mark,
-    sent: u64,
-    operation: &Operation,
-    result: Result<Outcome, i32>,
-) -> Result<Answer, i32> {
-    // Judged by what was recalled since the request began; own changes come only then, since the
-    // reply is newer than they are.
-    let told =
-        result.as_ref().map_or_else(|_| Told::default(), |outcome| Told::of(operation, outcome));
-    let name_until = told.name.map_or(Until::Never, |(parent, name, _, lease)| {
-        if cache.name_is_stale(mark, parent, name) {
-            Until::Never
-        } else {
-            Until::from_lease(lease, sent)
-        }
-    });
-    let attributes_until = told.attributes.map_or(Until::Never, |(attributes, lease)| {
-        if cache.attributes_are_stale(mark, attributes.inode) {
-            Until::Never
-        } else {
-            Until::from_lease(lease, sent)
-        }
-    });
-    note_changes(cache, operation);
-    let now = cache.mark();
-    if let Some((parent, name, inode, _)) = told.name {
-        cache.learn_name(now, parent, name, inode, name_until);
-    }
-    if let Some((attributes, _)) = told.attributes {
-        cache.learn_attributes(now, attributes, attributes_until);
-    }
-    if let (Ok(Outcome::Directory(entries)), Operation::ReadDirectory { inode, .. }) =
-        (&result, operation)
-    {
-        for (name, entry) in entries.iter().filter_map(|one| Some((&one.name, one.entry?))) {
-            let until = Until::from_lease(entry.name_lease, sent);
-            let object = entry.attributes.map(|attributes| attributes.inode);
-            cache.learn_name(mark, *inode, name, object, until);
-            if let Some(attributes) = entry.attributes {
-                let until = Until::from_lease(entry.attributes_lease, sent);
-                cache.learn_attributes(mark, attributes, until);
-            }
-        }
-    }
-    Ok(Answer { outcome: result?, name: name_until, attributes: attributes_until })
-}
-
-/// What a reply says that can be kept.
-#[derive(Default)]
-struct Told<'a> {
-    name: Option<(InodeId, &'a [u8], Option<InodeId>, dvs_fs::messages::Lease)>,
-    attributes: Option<(Attributes, dvs_fs::messages::Lease)>,
-}
-
-impl<'a> Told<'a> {
-    fn of(operation: &'a Operation, outcome: &Outcome) -> Told<'a> {
-        match outcome {
-            Outcome::Entry(entry) | Outcome::Created { entry, .. } => Told {
-                name: place(operation).map(|(parent, name)| {
-                    let inode = entry.attributes.map(|attributes| attributes.inode);
-                    (parent, name, inode, entry.name_lease)
-                }),
-                attributes: entry.attributes.map(|it| (it, entry.attributes_lease)),
-            },
-            Outcome::Attributes(attributes, lease) => {
-                Told { name: None, attributes: Some((*attributes, *lease)) }
-            }
-            _ => Told::default(),
-        }
-    }
-}
-
-/// The name that an operation looks up, makes or removes.
-fn place(operation: &Operation) -> Option<(InodeId, &[u8])> {
-    match operation {
-        Operation::Lookup { parent, name }
-        | Operation::MakeNode { parent, name, .. }
-        | Operation::MakeDirectory { parent, name, .. }
-        | Operation::MakeSymbolicLink { parent, name, .. }
-        | Operation::Link { parent, name, .. }
-        | Operation::Create { parent, name, .. }
-        | Operation::Unlink { parent, name }
-        | Operation::RemoveDirectory { parent, name } => Some((*parent, name)),
-        _ => None,
-    }
-}
-
-/// What an own operation makes stale; the server recalls it from the others only. Noted also where
-/// the operation failed, since it may have been done in part.
-fn note_changes(cache: &mut Cache, operation: &Operation) {
-    match operation {
-        Operation::MakeNode { parent, name, .. }
-        | Operation::MakeDirectory { parent, name, .. }
-        | Operation::MakeSymbolicLink { parent, name, .. }
-        | Operation::Create { parent, name, .. } => {
-            object_of_name_stale(cache, *parent, name, false);
-            name_stale(cache, *parent, name);
-        }
-        Operation::Link { inode, parent, name } => {
-            name_stale(cache, *parent, name);
-            cache.stale(Stale::Attributes(*inode));
-        }
-        Operation::Unlink { parent, name } | Operation::RemoveDirectory { parent, name } => {
-            object_of_name_stale(cache, *parent, name, true);
-            name_stale(cache, *parent, name);
-        }
-        Operation::Rename { parent, name, new_parent, new_name, .. } => {
-            object_of_name_stale(cache, *parent, name, true);
-            object_of_name_stale(cache, *new_parent, new_name, true);
-            name_stale(cache, *parent, name);
-            name_stale(cache, *new_parent, new_name);
-        }
-        Operation::SetAttributes { inode, .. }
-        | Operation::Write { inode, .. }
-        | Operation::Allocate { inode, .. }
-        | Operation::SetXattr { inode, .. }
-        | Operation::RemoveXattr { inode, .. }
-        | Operation::CopyRange { to: (inode, ..), .. } => cache.stale(Stale::Attributes(*inode)),
-        Operation::Open { inode, flags } if flags & libc::O_TRUNC.cast_unsigned() != 0 => {
-            cache.stale(Stale::Attributes(*inode));
-        }
-        _ => {}
-    }
-}
-
-fn name_stale(cache: &mut Cache, parent: InodeId, name: &[u8]) {
-    cache.stale(Stale::Name(parent, name.to_vec()));
-    cache.stale(Stale::Attributes(parent));
-}
-
-/// The attributes of what a name means change (its links, its times). Where the name is not known
-/// here, `surely` says whether there must be such an object.
-fn object_of_name_stale(cache: &mut Cache, parent: InodeId, name: &[u8], surely: bool) {
-    match cache.last_known(parent, name) {
-        Some(Some(inode)) => cache.stale(Stale::Attributes(inode)),
-        None if surely => cache.all_attributes_stale(),
-        _ => {}
-    }
-}
 
 impl Drop for Client {
     fn drop(&mut self) {

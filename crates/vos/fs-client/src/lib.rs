@@ -22,6 +22,7 @@ pub mod fuse;
 pub mod hooks;
 pub mod notices;
 pub mod numbering;
+mod settle;
 pub mod transport;
 
 pub use attach::{AttachToken, Attached, CallId, Moved, Position, RemoteDescription};
