@@ -12,6 +12,7 @@ pub mod features;
 pub mod filelock;
 pub mod flock;
 pub mod fork;
+pub mod fsids;
 pub mod fuse;
 pub mod ghost;
 pub mod hostfile;

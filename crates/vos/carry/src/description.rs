@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::sync::{Arc, Condvar, Mutex, Weak};
 
+use crate::CarrierConfig;
 use crate::engine::Engine;
 use crate::messages::{
     DescriptionId, DescriptionOperation, DescriptionOutcome, FileAttributes, MAX_PAYLOAD, Position,
@@ -259,8 +260,8 @@ fn errno(error: &std::io::Error) -> i32 {
 pub(crate) type Job = Box<dyn FnOnce() + Send>;
 
 /// Threads that do what may block; they appear when needed and stay.
-#[derive(Default)]
 pub(crate) struct Workers {
+    config: CarrierConfig,
     queue: Mutex<Queue>,
     wake: Condvar,
 }
@@ -274,6 +275,10 @@ struct Queue {
 }
 
 impl Workers {
+    pub(crate) fn new(config: CarrierConfig) -> Arc<Self> {
+        Arc::new(Workers { config, queue: Mutex::default(), wake: Condvar::new() })
+    }
+
     /// Gives the job to a worker, or back when there is no room for it.
     pub(crate) fn submit(self: &Arc<Self>, job: Job) -> Result<(), Job> {
         self.accept(job, MAX_QUEUE)
@@ -317,6 +322,7 @@ impl Workers {
     }
 
     fn work(&self) {
+        self.config.enter();
         let mut queue = self.queue.lock().unwrap();
         loop {
             if let Some(job) = queue.jobs.pop_front() {

@@ -162,7 +162,7 @@ impl Engine {
             outbox: Mutex::default(),
             transport,
             attacher,
-            workers: Arc::default(),
+            workers: Workers::new(config.clone()),
             epoll,
             wake,
             next_request: AtomicU64::new(1),

@@ -27,6 +27,12 @@ impl IdMap {
         IdMap { ranges }
     }
 
+    /// Some id of the node that is mapped; `None`: all are, as they are.
+    #[must_use]
+    pub fn any(&self) -> Option<u32> {
+        self.ranges.first().map(|range| range.outside)
+    }
+
     /// A node's id as the container shows it.
     #[must_use]
     pub fn inside(&self, outside: u32) -> u32 {

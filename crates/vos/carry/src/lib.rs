@@ -83,6 +83,16 @@ impl CarrierConfig {
         }
     }
 
+    /// Makes the calling thread one whose requests the container's mount accepts: those of users whom
+    /// its user namespace does not know fail with `EOVERFLOW`. Which user it is does not matter, since
+    /// all files are open already.
+    fn enter(&self) {
+        if let (Some(uid), Some(gid)) = (self.uids.any(), self.gids.any()) {
+            // Without the right to do it this node's user is the one that is mapped.
+            let _ = dvs_sys::fsids::set_thread_file_ids(uid, gid);
+        }
+    }
+
     /// Attributes with the owner as the container has it.
     fn inside(&self, found: FileAttributes) -> FileAttributes {
         FileAttributes {

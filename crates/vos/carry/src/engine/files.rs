@@ -83,6 +83,9 @@ impl State {
         effects.callbacks.push(Box::new(move || {
             let inside = waiting.clone();
             let started = std::thread::Builder::new().name("carry-lock".into()).spawn(move || {
+                if let Some(engine) = answer.engine.upgrade() {
+                    engine.config.enter();
+                }
                 match inside.lock.wait(&inside.waiter, &file, operation) {
                     Some(result) => answer.result = result.map(|()| DescriptionOutcome::Done),
                     None => answer.forget(),
