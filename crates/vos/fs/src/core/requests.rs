@@ -232,7 +232,9 @@ impl Core {
         if !self.sessions.contains_key(&client) {
             return discard(&waiting.running.subject, done, out);
         }
-        let keep = !matches!(waiting.running.subject, Subject::Read(_));
+        // What changes nothing may run again: its answers, which can be large, are not kept.
+        let keep =
+            !matches!(waiting.running.subject, Subject::Read(_) | Subject::ReadDirectory(_, false));
         let result = self.outcome(now, &waiting, done, out);
         self.reply(client, waiting.running.sequence, result, keep, out);
     }

@@ -5,7 +5,7 @@ use crate::tree::{FileToken, Life};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Most replies that are kept for repeated requests; the oldest are dropped first.
-pub const MAX_REPLIES: usize = 4096;
+pub const MAX_REPLIES: usize = 1024;
 /// Most requests of one client under way; more are refused with `EBUSY`.
 pub const MAX_RUNNING: usize = 8192;
 /// Most open files of one client; more are refused with `ENFILE`.

@@ -13,7 +13,7 @@
 
 use super::{Command, Core, Done, Event, Load};
 use crate::messages::{
-    Attributes, AttributeChanges, ClientId, Credentials, Entry, Handle, InodeId, Lease, Notice,
+    AttributeChanges, Attributes, ClientId, Credentials, Entry, Handle, InodeId, Lease, Notice,
     Operation, Outcome, PROTOCOL, ROOT, Reply, Request, Stale, Time, TimeChange,
 };
 use crate::server::execute;
@@ -25,7 +25,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 const CLIENTS: u16 = 4;
 const NAMES: [&[u8]; 3] = [b"a", b"b", b"c"];
 const STEPS: usize = 6000;
-const ROUNDS: usize = 30;
+const ROUNDS: usize = 10;
 
 /// What is cached and changed: the existence of a name, the mtime of a file, its first eight bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -140,8 +140,7 @@ impl World {
     fn restart(&mut self, index: usize) {
         self.next_incarnation += 1;
         let node = index as u16;
-        self.clients[index] =
-            Client::new(ClientId { node, incarnation: self.next_incarnation });
+        self.clients[index] = Client::new(ClientId { node, incarnation: self.next_incarnation });
         self.ask(index, Operation::Hello { protocol: PROTOCOL });
     }
 
@@ -196,8 +195,7 @@ impl World {
     fn do_work(&mut self, index: usize) {
         let work = self.work.swap_remove(index);
         let now = Time { seconds: self.now as i64, nanoseconds: 0 };
-        let result =
-            execute::run(&self.tree, work.credentials, now, &work.operation, work.files);
+        let result = execute::run(&self.tree, work.credentials, now, &work.operation, work.files);
         if !matches!(work.operation, Operation::Read { .. } | Operation::GetAttributes { .. }) {
             let first = self.executed.insert((work.client, work.sequence));
             assert!(first, "{:?} ran twice", work.operation);
@@ -365,9 +363,8 @@ impl World {
     fn take_reply(&mut self, at: usize, reply: Reply) {
         let client = &mut self.clients[at];
         let Some(asked) = client.asked.remove(&reply.sequence) else { return };
-        let fresh = |stale: &Stale, client: &Client| {
-            !client.stale[asked.mark as usize..].contains(stale)
-        };
+        let fresh =
+            |stale: &Stale, client: &Client| !client.stale[asked.mark as usize..].contains(stale);
         let until = |lease: Lease| match lease.milliseconds {
             u32::MAX => u64::MAX,
             length => asked.sent + u64::from(length),
@@ -458,9 +455,8 @@ impl World {
             let which = self.random.below(client.known.len() as u64) as usize;
             *client.known.iter().nth(which).unwrap_or(&ROOT)
         });
-        let open = (!client.open.is_empty()).then(|| {
-            client.open[self.random.below(client.open.len() as u64) as usize]
-        });
+        let open = (!client.open.is_empty())
+            .then(|| client.open[self.random.below(client.open.len() as u64) as usize]);
         self.value += 1;
         let value = self.value;
         let parent = ROOT;

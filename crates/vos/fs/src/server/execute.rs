@@ -5,7 +5,7 @@ use crate::messages::{Credentials, MAX_DIRECTORY_ENTRIES, MAX_IO, MAX_XATTR, Ope
 use crate::tree::{Caller, FileToken, Make, Tree, check_name};
 
 /// Most bytes that a client can ask a directory page to have.
-const MAX_PAGE: u32 = 1 << 18;
+const MAX_PAGE: u32 = 1 << 16;
 
 /// Does an operation; `files` are the open files that it names.
 pub(crate) fn run(

@@ -182,7 +182,10 @@ fn step(shared: &Arc<Shared>, pool: &Arc<Pool>, event: Event) {
                 }
             }
             Command::Notify(client, notice) => shared.notifier.notify(client, notice),
-            Command::Fenced(client) => shared.notifier.fenced(client),
+            Command::Fenced(client) => {
+                lock(&shared.sinks).retain(|(owner, _), _| *owner != client);
+                shared.notifier.fenced(client);
+            }
             Command::Close(file) => shared.tree.close(file),
             Command::Forget(inode, references) => shared.tree.forget(inode, references),
             Command::Execute { ticket, credentials, operation, files } => {

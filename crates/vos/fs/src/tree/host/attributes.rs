@@ -167,7 +167,10 @@ impl HostTree {
         let own = if kind == libc::S_IFDIR { 0o700 } else { 0o600 };
         // Set-id bits on the host would act for the daemon's user.
         let real = kept.mode & 0o777 | own;
-        if kind != libc::S_IFLNK && status.mode & 0o7777 != real {
+        // Also where the mode is the same: the change is to be seen in the file's ctime.
+        if kind == libc::S_IFLNK {
+            hostfile::set_owner(fd, None, None).map_err(errno)?;
+        } else {
             hostfile::set_mode(fd, real).map_err(errno)?;
         }
         let real = if kind == libc::S_IFLNK { 0o777 } else { real };
@@ -263,7 +266,7 @@ impl HostTree {
         }
         let is_link = record.kind == libc::S_IFLNK;
         let real = hostfile::status(fd).map_err(errno)?.mode & 0o7777;
-        if !is_link && real != mode {
+        if !is_link && (changes.mode.is_some() || real != mode) {
             hostfile::set_mode(fd, mode).map_err(errno)?;
         }
         Ok(())

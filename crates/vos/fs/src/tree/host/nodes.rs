@@ -246,7 +246,7 @@ impl Table {
         if let Some((old, _)) = std::mem::replace(&mut record.place, place)
             && let Some(old_parent) = self.records.get_mut(&old)
         {
-            old_parent.children -= 1;
+            old_parent.children = old_parent.children.saturating_sub(1);
             self.release(old);
         }
     }
@@ -333,7 +333,7 @@ impl Table {
             }
             let Some((parent, _)) = record.place else { return };
             let Some(parent_record) = self.records.get_mut(&parent) else { return };
-            parent_record.children -= 1;
+            parent_record.children = parent_record.children.saturating_sub(1);
             number = parent;
         }
     }
