@@ -27,7 +27,7 @@ pub(crate) fn start(host: &Arc<Host>, stream: UnixStream) {
     }
     let host = Arc::clone(host);
     let spawned = std::thread::Builder::new().name("control".into()).spawn(move || {
-        if let Err(error) = serve(&host, stream) {
+        if let Err(error) = serve(&host, &stream) {
             log::debug!("control connection: {error}");
         }
         CONNECTIONS.fetch_sub(1, Ordering::Relaxed);
@@ -54,15 +54,15 @@ impl Answers {
     }
 }
 
-fn serve(host: &Arc<Host>, stream: UnixStream) -> Result<(), WireError> {
+fn serve(host: &Arc<Host>, stream: &UnixStream) -> Result<(), WireError> {
     let peer = descriptor::peer_credentials(stream.as_fd()).map_err(std::io::Error::from)?;
     if !may_command(crate::folders::own_uid(), peer.uid) {
         log::warn!("user {} (process {}) was refused", peer.uid, peer.pid);
         return Ok(());
     }
     stream.set_read_timeout(Some(HELLO_PATIENCE))?;
-    let (hello, _): (Hello, _) = wire::receive(&stream)?;
-    wire::send(&stream, &Hello::ours(), &[])?;
+    let (hello, _): (Hello, _) = wire::receive(stream)?;
+    wire::send(stream, &Hello::ours(), &[])?;
     if let Err(failure) = check_hello(&hello, "the command") {
         log::warn!("{failure}");
         return Ok(());
@@ -70,7 +70,7 @@ fn serve(host: &Arc<Host>, stream: UnixStream) -> Result<(), WireError> {
     stream.set_read_timeout(None)?;
     let answers = Answers(Arc::new(Mutex::new(stream.try_clone()?)));
     let mut running: Option<Arc<dyn Program>> = None;
-    let result = converse(host, &stream, &answers, &mut running);
+    let result = converse(host, stream, &answers, &mut running);
     // However the conversation ends, what runs on it ends with it.
     if let Some(program) = running {
         program.abandon();

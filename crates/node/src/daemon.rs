@@ -61,7 +61,7 @@ pub fn run(config: DaemonConfig, inherited: Inherited) -> i32 {
     let session = config.session.clone();
     let code = match Ready::make(config) {
         Ok(ready) => {
-            ready.serve(control, lifeline);
+            ready.serve(control, lifeline.as_ref());
             0
         }
         Err(failure) => {
@@ -134,7 +134,7 @@ impl Ready {
         Ok(Ready { host, folder, listener, signals })
     }
 
-    fn serve(self, control: Option<UnixStream>, lifeline: Option<OwnedFd>) {
+    fn serve(self, control: Option<UnixStream>, lifeline: Option<&OwnedFd>) {
         let Ready { host, folder, listener, signals } = self;
         log::info!("node {} serves at {}", host.config().name, folder.path.display());
         if let Some(control) = control {
@@ -146,7 +146,7 @@ impl Ready {
                 Poll::readable(signals.as_fd()),
                 Poll::readable(host.stopping()),
             ];
-            waits.extend(lifeline.as_ref().map(|fd| Poll::readable(fd.as_fd())));
+            waits.extend(lifeline.map(|fd| Poll::readable(fd.as_fd())));
             if let Err(error) = descriptor::poll(&mut waits, None) {
                 log::error!("waiting for events: {error}");
                 break;

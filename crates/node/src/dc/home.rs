@@ -406,12 +406,15 @@ impl Home {
     }
 }
 
+/// A node and its part's endpoints.
+type NodePart = (u16, PartAddresses);
+
 /// The parts' endpoints and warnings, or the first failure.
 fn gather(
     host: &Host,
     joined: &[(u16, Result<Answer, String>)],
     own: &Part,
-) -> Result<(Vec<(u16, PartAddresses)>, Vec<String>), Failure> {
+) -> Result<(Vec<NodePart>, Vec<String>), Failure> {
     let mut parts = vec![(host.node(), own.addresses)];
     let mut all = own.warnings.clone();
     for (node, answer) in joined {

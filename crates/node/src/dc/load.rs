@@ -101,7 +101,7 @@ impl LoadMeter {
     fn pause(&self, time: Duration) -> bool {
         let lock = || self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let wait = |time: Duration, wanted: fn(&mut State) -> bool| {
-            let waited = self.changed.wait_timeout_while(lock(), time, |state| wanted(state));
+            let waited = self.changed.wait_timeout_while(lock(), time, wanted);
             waited.unwrap_or_else(PoisonError::into_inner).0.stopped
         };
         if wait(SHORTEST.min(time), |state| !state.stopped) {
