@@ -107,11 +107,7 @@ impl Actor for Party {
             (
                 Party::Node(node),
                 Event::Message { message: Message::Answer(to, sequence, answer), .. },
-            ) => {
-                if to == node.client {
-                    node.answered(sequence, answer, context);
-                }
-            }
+            ) if to == node.client => node.answered(sequence, answer, context),
             (
                 Party::Node(node),
                 Event::Message { message: Message::Notice(Notice::Leased(block, to)), .. },

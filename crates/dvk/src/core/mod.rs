@@ -2,8 +2,6 @@
 //! monotonic clock and comes with the events, so that the simulator can run all of it.
 
 pub mod exchange;
-#[cfg(test)]
-mod exchange_tests;
 pub mod frame;
 pub mod hello;
 pub mod inbox;

@@ -8,6 +8,17 @@
 //! receiver's enforces twice as much, so that only a node that breaks the rule notices. So a stalled
 //! receiver delays nobody but those who send to it.
 
+mod delivery;
+mod remote;
+#[cfg(test)]
+mod tests;
+mod types;
+
+pub use types::{
+    Command, EndpointStatistics, ExchangeStatistics, Key, MAX_ENDPOINTS, REGISTRY, Rejected,
+    Submission,
+};
+
 use super::Map;
 use super::frame::{Frame, Header, Kind, MAX_MESSAGE, Status};
 use super::inbox::{
@@ -17,83 +28,6 @@ use super::inbox::{
 use crate::error::{CallError, ReceiveError};
 use crate::ids::{Address, DcId, Lane, NodeId};
 use std::collections::{BTreeMap, BTreeSet};
-
-/// Most endpoints of one node.
-pub const MAX_ENDPOINTS: usize = 1 << 20;
-/// Number of the endpoint of a container's registry, on its home node.
-pub const REGISTRY: u64 = 0;
-
-/// An endpoint of this node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Key {
-    /// Its container.
-    pub dc: DcId,
-    /// Its number.
-    pub number: u64,
-}
-
-/// What the runtime has to do.
-#[derive(Debug)]
-pub enum Command<W> {
-    /// Send to another node. If there is no session with that life, drop it.
-    Transmit {
-        /// The node.
-        node: NodeId,
-        /// Its life.
-        incarnation: u64,
-        /// Where to.
-        lane: Lane,
-        /// What.
-        frame: Frame,
-    },
-    /// A call or send ended.
-    Finish {
-        /// Who waits.
-        waiter: W,
-        /// The answer.
-        result: Result<Vec<u8>, CallError>,
-    },
-    /// A receiver has its message, or waits no longer.
-    Received {
-        /// Who waits.
-        waiter: W,
-        /// The message.
-        result: Result<Taken, ReceiveError>,
-    },
-    /// Messages wait at an endpoint with a handler: call [`Exchange::next_for_handler`] until it
-    /// gives none.
-    Drain(Key),
-    /// An address turned out to be void.
-    Stale(Address),
-}
-
-/// A message that is to be sent.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Submission {
-    /// From which endpoint of this node.
-    pub source: Key,
-    /// To which one.
-    pub to: Address,
-    /// Post, call or send.
-    pub kind: MessageKind,
-    /// By which lane.
-    pub lane: Lane,
-    /// What.
-    pub body: Vec<u8>,
-    /// When a call or send is given up; ignored for posts.
-    pub deadline: u64,
-}
-
-/// A submission that was not taken.
-#[derive(Debug)]
-pub struct Rejected<W> {
-    /// Why.
-    pub error: CallError,
-    /// The message, to be tried again.
-    pub submission: Submission,
-    /// The waiter.
-    pub waiter: Option<W>,
-}
 
 #[derive(Debug)]
 struct Dc {
@@ -106,19 +40,6 @@ struct Endpoint {
     handler: bool,
     draining: bool,
     statistics: EndpointStatistics,
-}
-
-/// Figures of an endpoint.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct EndpointStatistics {
-    /// Messages and notifications taken by its owner.
-    pub received: u64,
-    /// Messages sent by it.
-    pub sent: u64,
-    /// Messages for it that were refused: too many waited.
-    pub refused: u64,
-    /// Messages that wait now.
-    pub waiting: usize,
 }
 
 #[derive(Debug)]
@@ -142,21 +63,6 @@ struct Receiver<W> {
 struct Window {
     messages: usize,
     bytes: usize,
-}
-
-/// Figures of the exchange.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct ExchangeStatistics {
-    /// Endpoints that exist.
-    pub endpoints: usize,
-    /// Calls and sends that wait for their end.
-    pub calls: usize,
-    /// Answers that nobody waited for any more.
-    pub stray_replies: u64,
-    /// Messages of other nodes to what does not exist here, or not for them.
-    pub undeliverable: u64,
-    /// Frames that a peer's exchange must not send.
-    pub malformed: u64,
 }
 
 /// State machine of one node's exchange.
@@ -502,86 +408,6 @@ impl<W> Exchange<W> {
         out.push(Command::Transmit { node, incarnation, lane, frame });
     }
 
-    /// A data frame from a life of another node.
-    pub fn remote(
-        &mut self,
-        node: NodeId,
-        incarnation: u64,
-        lane: Lane,
-        frame: Frame,
-        out: &mut Vec<Command<W>>,
-    ) {
-        let Frame { header, body } = frame;
-        // The session may have ended while the frame was on its way from the link to here.
-        if self.peers.get(&node) != Some(&incarnation) {
-            return;
-        }
-        let source = Address { dc: header.dc, node, incarnation, number: header.source };
-        let key = Key { dc: header.dc, number: header.destination };
-        let request = header.request;
-        let kind = match header.kind {
-            Kind::Post => MessageKind::Post,
-            Kind::Call => MessageKind::Call,
-            Kind::Send => MessageKind::Send,
-            Kind::Reply => {
-                self.answered(request, source, Status::parse(header.status), body, out);
-                return;
-            }
-            Kind::Notify => {
-                if self.admits(header.dc, node) {
-                    self.deliver_bits(key, source, request, out);
-                }
-                return;
-            }
-            Kind::Cancel => {
-                if let Some(endpoint) = self.endpoints.get_mut(&key) {
-                    endpoint.inbox.cancel(source, request);
-                }
-                return;
-            }
-            Kind::Credit => {
-                self.credit(source, header.destination, request);
-                return;
-            }
-            Kind::Gone => {
-                self.windows.remove(&source);
-                out.push(Command::Stale(source));
-                return;
-            }
-            Kind::Hello | Kind::Ack | Kind::Heartbeat | Kind::Goodbye => {
-                self.statistics.malformed += 1;
-                return;
-            }
-        };
-        let message = Waiting { source, kind, body, request, lane };
-        let refusal = if self.admits(header.dc, node) {
-            match self.endpoints.get_mut(&key) {
-                None => Some(Status::NoEndpoint),
-                Some(endpoint) if !endpoint.inbox.fits(node, incarnation, 2) => {
-                    endpoint.statistics.refused += 1;
-                    Some(Status::Busy)
-                }
-                Some(_) => None,
-            }
-        } else {
-            Some(Status::NoDc)
-        };
-        let Some(status) = refusal else {
-            self.deliver(key, message, out);
-            return;
-        };
-        self.statistics.undeliverable += 1;
-        let address = self.address(key);
-        self.refuse(&message, address, status, out);
-    }
-
-    /// Whether a node may reach a container here.
-    fn admits(&self, dc: DcId, node: NodeId) -> bool {
-        self.dcs
-            .get(&dc)
-            .is_some_and(|dc| dc.members.as_ref().is_none_or(|members| members.contains(&node)))
-    }
-
     fn refuse(
         &mut self,
         message: &Waiting,
@@ -600,39 +426,6 @@ impl<W> Exchange<W> {
         }
         let token = ReplyToken { caller, server, request: message.request, lane: message.lane };
         self.answer(token, status, Vec::new(), out);
-    }
-
-    /// A session with a life of a node began.
-    pub fn peer_up(&mut self, node: NodeId, incarnation: u64) {
-        self.peers.insert(node, incarnation);
-    }
-
-    /// The session with a life of a node ended: calls to it fail, nothing of it is answered.
-    pub fn peer_down(&mut self, node: NodeId, incarnation: u64, out: &mut Vec<Command<W>>) {
-        if self.peers.get(&node) == Some(&incarnation) {
-            self.peers.remove(&node);
-        }
-        let is_its = |address: &Address| address.node == node && address.incarnation == incarnation;
-        let mut calls: Vec<u64> =
-            self.calls.iter().filter(|(_, call)| is_its(&call.to)).map(|(id, _)| *id).collect();
-        calls.sort_unstable();
-        for id in calls {
-            self.end_call(id, false, out, |_| Err(CallError::NodeGone { node }));
-        }
-        let mut receives: Vec<u64> = self
-            .receivers
-            .iter()
-            .filter(|(_, receiver)| matches!(&receiver.from, From::One(from) if is_its(from)))
-            .map(|(id, _)| *id)
-            .collect();
-        receives.sort_unstable();
-        for id in receives {
-            self.end_receive(id, ReceiveError::NodeGone { node }, out);
-        }
-        self.windows.retain(|address, _| !is_its(address));
-        for endpoint in self.endpoints.values_mut() {
-            endpoint.inbox.node_gone(node, incarnation);
-        }
     }
 
     /// Time goes on: calls and receives past their deadline end.
@@ -671,82 +464,6 @@ impl<W> Exchange<W> {
         })
     }
 
-    fn deliver(&mut self, key: Key, message: Waiting, out: &mut Vec<Command<W>>) {
-        let Some(endpoint) = self.endpoints.get_mut(&key) else { return };
-        let source = message.source;
-        endpoint.inbox.push(message);
-        self.wake(key, source, out);
-    }
-
-    fn deliver_bits(&mut self, key: Key, source: Address, bits: u64, out: &mut Vec<Command<W>>) {
-        let Some(endpoint) = self.endpoints.get_mut(&key) else {
-            self.statistics.undeliverable += 1;
-            return;
-        };
-        if !endpoint.inbox.notify(source, bits) {
-            endpoint.statistics.refused += 1;
-            return;
-        }
-        self.wake(key, source, out);
-    }
-
-    /// Something came: the first receiver that wants it gets it, or the handler runs.
-    fn wake(&mut self, key: Key, source: Address, out: &mut Vec<Command<W>>) {
-        let Some(endpoint) = self.endpoints.get_mut(&key) else { return };
-        if endpoint.handler {
-            if !endpoint.draining {
-                endpoint.draining = true;
-                out.push(Command::Drain(key));
-            }
-            return;
-        }
-        let wants = |from: &From| matches!(from, From::Any) || *from == From::One(source);
-        let Some(at) = endpoint.inbox.receivers.iter().position(|(_, from)| wants(from)) else {
-            return;
-        };
-        let Some((id, from)) = endpoint.inbox.receivers.remove(at) else { return };
-        let Some(receiver) = self.receivers.remove(&id) else { return };
-        self.deadlines.remove(&(receiver.deadline, id));
-        if let Some(taken) = self.take(key, from, out) {
-            out.push(Command::Received { waiter: receiver.waiter, result: Ok(taken) });
-        }
-    }
-
-    fn take(&mut self, key: Key, from: From, out: &mut Vec<Command<W>>) -> Option<Taken> {
-        let server = self.address(key);
-        let endpoint = self.endpoints.get_mut(&key)?;
-        let (message, bits) = endpoint.inbox.take(from)?;
-        endpoint.statistics.received += 1;
-        let Waiting { source, kind, body, request, lane } = message;
-        let token = ReplyToken { caller: source, server, request, lane };
-        match kind {
-            MessageKind::Post if source.node == self.node => {
-                self.give_back(server, body.len());
-            }
-            MessageKind::Post => {
-                if let Some(credit) = endpoint.inbox.consumed(source, body.len()) {
-                    let (posts, bytes) = (credit.posts as u64, credit.bytes as u64);
-                    let frame =
-                        self.frame(Kind::Credit, key.dc, key.number, posts, bytes, Vec::new());
-                    let (node, incarnation) = (credit.node, credit.incarnation);
-                    out.push(Command::Transmit { node, incarnation, lane: Lane::Small, frame });
-                }
-            }
-            MessageKind::Send => self.answer(token, Status::Done, Vec::new(), out),
-            MessageKind::Call | MessageKind::Notify => {}
-        }
-        let reply = (kind == MessageKind::Call).then_some(token);
-        Some(Taken { source, kind, body, bits, reply })
-    }
-
-    fn credit(&mut self, endpoint: Address, posts: u64, bytes: u64) {
-        if let Some(window) = self.windows.get_mut(&endpoint) {
-            let number = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
-            window.messages = window.messages.saturating_sub(number(posts));
-            window.bytes = window.bytes.saturating_sub(number(bytes));
-        }
-    }
-
     fn give_back(&mut self, endpoint: Address, bytes: usize) {
         let Some(window) = self.windows.get_mut(&endpoint) else { return };
         window.messages = window.messages.saturating_sub(1);
@@ -754,72 +471,6 @@ impl<W> Exchange<W> {
         if window.messages == 0 {
             self.windows.remove(&endpoint);
         }
-    }
-
-    fn answered(
-        &mut self,
-        request: u64,
-        server: Address,
-        status: Status,
-        body: Vec<u8>,
-        out: &mut Vec<Command<W>>,
-    ) {
-        // Only the endpoint that was asked may answer.
-        if self.calls.get(&request).is_none_or(|call| call.to != server) {
-            self.statistics.stray_replies += 1;
-            return;
-        }
-        if matches!(status, Status::NoEndpoint | Status::NoDc) {
-            out.push(Command::Stale(server));
-        }
-        self.end_call(request, false, out, |address| match status {
-            Status::Done => Ok(body),
-            Status::NoEndpoint => Err(CallError::NoEndpoint { address }),
-            Status::NoDc => Err(CallError::NoDc { dc: address.dc, node: address.node }),
-            Status::Busy => Err(CallError::Busy { address }),
-            Status::Dropped => Err(CallError::Dropped { address }),
-            Status::TooLarge => Err(CallError::TooLarge { size: MAX_MESSAGE + 1 }),
-        });
-    }
-
-    /// Ends a call. `tell`: the destination shall drop it if it still waits there.
-    fn end_call(
-        &mut self,
-        id: u64,
-        tell: bool,
-        out: &mut Vec<Command<W>>,
-        result: impl FnOnce(Address) -> Result<Vec<u8>, CallError>,
-    ) {
-        let Some(call) = self.calls.remove(&id) else { return };
-        self.deadlines.remove(&(call.deadline, id));
-        self.give_back(call.to, call.bytes);
-        if tell {
-            let to = call.to;
-            if to.node == self.node {
-                let source = self.address(call.source);
-                if let Some(endpoint) =
-                    self.endpoints.get_mut(&Key { dc: to.dc, number: to.number })
-                {
-                    endpoint.inbox.cancel(source, id);
-                }
-            } else {
-                let frame =
-                    self.frame(Kind::Cancel, to.dc, call.source.number, to.number, id, Vec::new());
-                let (node, incarnation) = (to.node, to.incarnation);
-                out.push(Command::Transmit { node, incarnation, lane: Lane::Small, frame });
-            }
-        }
-        out.push(Command::Finish { waiter: call.waiter, result: result(call.to) });
-    }
-
-    fn end_receive(&mut self, id: u64, error: ReceiveError, out: &mut Vec<Command<W>>) -> bool {
-        let Some(receiver) = self.receivers.remove(&id) else { return false };
-        self.deadlines.remove(&(receiver.deadline, id));
-        if let Some(endpoint) = self.endpoints.get_mut(&receiver.key) {
-            endpoint.inbox.receivers.retain(|(waiting, _)| *waiting != id);
-        }
-        out.push(Command::Received { waiter: receiver.waiter, result: Err(error) });
-        true
     }
 
     fn frame(

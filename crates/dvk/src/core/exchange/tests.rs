@@ -1,8 +1,8 @@
 //! Tests of the exchange's state machine.
 
-use super::exchange::{Command, Exchange, Key, Submission};
-use super::frame::{Frame, Header, Kind, Status};
-use super::inbox::{
+use super::{Command, Exchange, Key, Submission};
+use crate::core::frame::{Frame, Header, Kind, Status};
+use crate::core::inbox::{
     From, MAX_NOTIFIERS, MAX_RECEIVERS, MessageKind, WINDOW_BYTES, WINDOW_MESSAGES,
 };
 use crate::error::{CallError, ReceiveError};
@@ -58,11 +58,13 @@ fn call(node: &mut Node, source: Key, to: Address) -> u64 {
 }
 
 fn finished(commands: &Commands) -> Vec<&Result<Vec<u8>, CallError>> {
-    let result = |command| match command {
-        &Command::Finish { ref result, .. } => Some(result),
-        _ => None,
-    };
-    commands.iter().filter_map(result).collect()
+    let mut results = Vec::new();
+    for command in commands {
+        if let Command::Finish { result, .. } = command {
+            results.push(result);
+        }
+    }
+    results
 }
 
 #[test]
