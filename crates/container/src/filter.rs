@@ -87,6 +87,11 @@ pub const DENIALS: &[Denial] = &[
 /// another program outside the container may read (`TIOCSTI`, `TIOCLINUX`).
 pub const DENIED_TERMINAL_REQUESTS: &[u32] = &[0x5412, 0x541c];
 
+/// Operations of `prctl` that are trapped where `prctl` is; the others never are, because programs
+/// name their threads and memory with it all the time.
+pub const TRAPPED_OPERATIONS: &[u32] =
+    &[libc::PR_SET_PDEATHSIG as u32, libc::PR_SET_SECUREBITS as u32];
+
 /// What the filter of one container lets pass without a trap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cookies {
@@ -103,6 +108,7 @@ enum Rule {
     Fail(u16),
     Trap,
     TrapExecveat,
+    TrapPrctl,
     Ioctl,
 }
 
@@ -115,8 +121,12 @@ pub fn build(traps: &[u32], cookies: Cookies) -> dvs_sys::error::Result<Filter> 
         .iter()
         .filter(|number| DENIALS.iter().all(|denial| denial.number != **number))
         .map(|number| {
-            let execveat = *number == libc::SYS_execveat as u32 && cookies.exec != 0;
-            (*number, if execveat { Rule::TrapExecveat } else { Rule::Trap })
+            let rule = match i64::from(*number) {
+                libc::SYS_execveat if cookies.exec != 0 => Rule::TrapExecveat,
+                libc::SYS_prctl => Rule::TrapPrctl,
+                _ => Rule::Trap,
+            };
+            (*number, rule)
         })
         .chain(DENIALS.iter().map(|denial| (denial.number, Rule::Fail(denial.errno))))
         .collect();
@@ -135,6 +145,7 @@ pub fn build(traps: &[u32], cookies: Cookies) -> dvs_sys::error::Result<Filter> 
         notify: program.label(),
         trap: program.label(),
         execveat: program.label(),
+        prctl: program.label(),
         ioctl: program.label(),
         native: program.label(),
     };
@@ -150,6 +161,12 @@ pub fn build(traps: &[u32], cookies: Cookies) -> dvs_sys::error::Result<Filter> 
     program.load(seccomp::argument_low(1));
     for request in DENIED_TERMINAL_REQUESTS {
         program.if_equal(*request, labels.not_permitted);
+    }
+    program.answer(Action::Allow);
+    program.place(labels.prctl);
+    program.load(seccomp::argument_low(0));
+    for operation in TRAPPED_OPERATIONS {
+        program.if_equal(*operation, labels.trap);
     }
     program.answer(Action::Allow);
     program.place(labels.execveat);
@@ -181,6 +198,7 @@ struct Labels {
     notify: Label,
     trap: Label,
     execveat: Label,
+    prctl: Label,
     ioctl: Label,
     native: Label,
 }
@@ -193,6 +211,7 @@ impl Labels {
             Rule::Fail(_) => self.not_permitted,
             Rule::Trap => self.trap,
             Rule::TrapExecveat => self.execveat,
+            Rule::TrapPrctl => self.prctl,
             Rule::Ioctl => self.ioctl,
         }
     }
@@ -316,6 +335,18 @@ mod tests {
         let filter = build(&[322, 62], Cookies { ours: 0, exec: 0 }).unwrap();
         assert_eq!(filter.simulate(seccomp::X86_64, 322, [0; 6]), Some(NOTIFY));
         assert_eq!(filter.simulate(seccomp::X86_64, 62, [0; 6]), Some(NOTIFY));
+    }
+
+    #[test]
+    fn of_prctl_only_some_operations_are_trapped() {
+        let prctl = libc::SYS_prctl as u32;
+        let filter = build(&[prctl], COOKIES).unwrap();
+        let run = |operation: i32, cookie| {
+            filter.simulate(seccomp::X86_64, prctl, [operation as u64, 0, 0, 0, 0, cookie])
+        };
+        assert_eq!(run(libc::PR_SET_PDEATHSIG, 0), Some(NOTIFY));
+        assert_eq!(run(libc::PR_SET_PDEATHSIG, COOKIES.ours), Some(ALLOW));
+        assert_eq!(run(libc::PR_SET_NAME, 0), Some(ALLOW));
     }
 
     #[test]

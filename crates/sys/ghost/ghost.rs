@@ -29,6 +29,7 @@ const DIE: usize = 3;
 const SET_GROUP: usize = 4;
 const NEW_SESSION: usize = 5;
 const BEGIN: usize = 6;
+const DEATH_SIGNAL: usize = 7;
 
 const CLOSE: usize = 3;
 const POLL: usize = 7;
@@ -48,6 +49,7 @@ const STATX: usize = 332;
 
 const SIG_UNBLOCK: usize = 1;
 const SIG_SETMASK: usize = 2;
+const PR_SET_PDEATHSIG: usize = 1;
 const PR_SET_NAME: usize = 15;
 const CLOEXEC: usize = 0o2_000_000;
 const RLIMIT_CORE: usize = 4;
@@ -129,6 +131,10 @@ fn obey(mut answer: isize) {
             }
             NEW_SESSION => {
                 let result = call(SETSID, [0; 6]);
+                answer = report(RESULT, result as usize);
+            }
+            DEATH_SIGNAL => {
+                let result = call(PRCTL, [PR_SET_PDEATHSIG, argument, 0, 0, 0, 0]);
                 answer = report(RESULT, result as usize);
             }
             _ => return,

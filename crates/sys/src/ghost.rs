@@ -85,6 +85,8 @@ pub enum Order {
     SetGroup(u32),
     /// `setsid()`, then report the result.
     NewSession,
+    /// `prctl(PR_SET_PDEATHSIG)`, then report the result.
+    DeathSignal(u8),
     /// First answer: close FIFOs, sockets and terminals below this descriptor number.
     Begin(u32),
 }
@@ -101,6 +103,7 @@ impl Order {
             Order::SetGroup(group) => (4, group),
             Order::NewSession => (5, 0),
             Order::Begin(end) => (6, end),
+            Order::DeathSignal(signal) => (7, u32::from(signal)),
         };
         i64::from(order) << 32 | i64::from(argument)
     }

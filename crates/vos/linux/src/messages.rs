@@ -83,6 +83,13 @@ pub enum Request {
         /// The ghost's pid.
         pid: u32,
     },
+    /// A ghost shall be sent this signal when its parent ends (0: none). Answer: `Done`.
+    DeathSignal {
+        /// The ghost's pid.
+        pid: u32,
+        /// The signal.
+        signal: u8,
+    },
     /// A signal for a process or group that is known there. Answer: `Done`.
     Signal {
         /// Process (above 0) or process group (below -1).

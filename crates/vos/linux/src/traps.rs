@@ -2,7 +2,7 @@
 //! wait, exit, read, write, mmap, futex are never seen here.
 
 /// Numbers for the container's filter, each with what it is trapped for.
-pub const TRAPS: [(i64, &str); 22] = [
+pub const TRAPS: [(i64, &str); 23] = [
     (libc::SYS_execve, "placement"),
     (libc::SYS_execveat, "placement"),
     (libc::SYS_kill, "signals across nodes"),
@@ -16,6 +16,8 @@ pub const TRAPS: [(i64, &str); 22] = [
     (libc::SYS_landlock_restrict_self, "leaves no trace that could be carried"),
     (libc::SYS_set_mempolicy, "leaves no trace that could be carried"),
     (libc::SYS_mbind, "leaves no trace that could be carried"),
+    // The container's filter traps two of its operations only.
+    (libc::SYS_prctl, "signals at a parent's end; secure bits, which leave no trace"),
     (libc::SYS_chroot, "another root directory"),
     (libc::SYS_personality, "leaves no trace that is cheap to look for"),
     (libc::SYS_shmget, "shared memory"),

@@ -35,6 +35,19 @@ impl Personality {
         native
     }
 
+    /// The same for `prctl`: a placed program's parent is its ghost's.
+    pub(crate) fn prctl_at_once(self: &Arc<Self>, call: &Notification) -> bool {
+        let death_signal = call.arguments[0] as u32 == libc::PR_SET_PDEATHSIG as u32;
+        if death_signal && self.body_of_thread(call.pid).is_some() {
+            return false;
+        }
+        if !death_signal {
+            self.pin(call.pid);
+        }
+        let _ = self.listener.proceed(call.id);
+        true
+    }
+
     /// Answers the call, asking other nodes where needed.
     pub(crate) fn identity(self: &Arc<Self>, call: &Notification) {
         let caller = self.body_of_thread(call.pid);
@@ -48,6 +61,12 @@ impl Personality {
                     pid
                 })
             }
+            (libc::SYS_prctl, Some(pid)) => match u8::try_from(call.arguments[1]) {
+                Ok(signal @ 0..=64) => {
+                    self.ask_home(pid, &Request::DeathSignal { pid, signal }).map(|()| 0)
+                }
+                _ => Err(libc::EINVAL),
+            },
             (libc::SYS_setpgid, Some(pid)) if first == 0 || first == pid => {
                 let group = if second == pid { 0 } else { second };
                 self.ask_home(pid, &Request::SetGroup { pid, group }).map(|()| {

@@ -32,6 +32,9 @@ impl Personality {
             Request::Identity { pid } => Answer::Identity(self.identity_of(pid)),
             Request::SetGroup { pid, group } => self.for_owner(from, pid, Order::SetGroup(group)),
             Request::NewSession { pid } => self.for_owner(from, pid, Order::NewSession),
+            Request::DeathSignal { pid, signal } => {
+                self.for_owner(from, pid, Order::DeathSignal(signal))
+            }
             Request::Signal { target, signal, sender } => {
                 Answer::Done(self.signal_request(target, signal, sender))
             }

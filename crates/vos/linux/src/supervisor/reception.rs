@@ -141,6 +141,7 @@ impl Personality {
             | libc::SYS_getsid
             | libc::SYS_setpgid
             | libc::SYS_setsid => return self.identity_at_once(call),
+            libc::SYS_prctl => return self.prctl_at_once(call),
             _ => return self.shared_at_once(call),
         }
         true
@@ -155,7 +156,8 @@ impl Personality {
             | libc::SYS_getpgrp
             | libc::SYS_getsid
             | libc::SYS_setpgid
-            | libc::SYS_setsid => self.identity(call),
+            | libc::SYS_setsid
+            | libc::SYS_prctl => self.identity(call),
             _ => self.shared(call),
         }
     }

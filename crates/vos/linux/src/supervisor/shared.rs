@@ -164,7 +164,7 @@ impl Personality {
         (side == Side::Seek || !stream).then_some(thing)
     }
 
-    fn pin(&self, thread: u32) {
+    pub(crate) fn pin(&self, thread: u32) {
         let mut pinned = self.pinned.lock().unwrap();
         let identity = TaskStatus::read(thread)
             .and_then(|status| Ok((status.process, TaskStat::read(status.process)?.started)));
