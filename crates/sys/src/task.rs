@@ -197,6 +197,8 @@ pub struct TaskStatus {
     pub ns_session: Vec<u32>,
     /// Blocked signals, bit n-1 for signal n.
     pub blocked: u64,
+    /// Pending signals, the process's and the thread's.
+    pub pending: u64,
     /// Ignored signals.
     pub ignored: u64,
     /// Signals with a handler.
@@ -252,6 +254,7 @@ impl TaskStatus {
                 b"NStgid" => status.ns_process = numbers()?,
                 b"NSpgid" => status.ns_group = numbers()?,
                 b"NSsid" => status.ns_session = numbers()?,
+                b"SigPnd" | b"ShdPnd" => status.pending |= hex()?,
                 b"SigBlk" => status.blocked = hex()?,
                 b"SigIgn" => status.ignored = hex()?,
                 b"SigCgt" => status.caught = hex()?,
@@ -271,7 +274,7 @@ impl TaskStatus {
                 _ => seen -= 1,
             }
         }
-        (seen >= 24).then_some(status)
+        (seen >= 26).then_some(status)
     }
 
     /// The process's number inside the innermost pid namespace.
@@ -288,6 +291,8 @@ pub struct TaskStat {
     pub state: u8,
     /// Parent.
     pub parent: u32,
+    /// It is on its way out (`PF_EXITING` or `PF_SIGNALED`).
+    pub exiting: bool,
     /// Device number of the controlling terminal, 0: none.
     pub terminal: u32,
     /// Nice value.
@@ -319,6 +324,7 @@ impl TaskStat {
         Some(TaskStat {
             state: *field(3)?.as_bytes().first()?,
             parent: field(4)?.parse().ok()?,
+            exiting: field(9)?.parse::<u64>().ok()? & 0x404 != 0,
             terminal: field(7)?.parse::<i64>().ok()? as u32,
             nice: field(19)?.parse().ok()?,
             started: field(22)?.parse().ok()?,

@@ -52,7 +52,8 @@ impl Baseline {
         let map =
             |name| IdMap::parse(&task::text(init, name)?).ok_or(SysError::new("id map", libc::EIO));
         Ok(Baseline {
-            namespaces: namespaces(init, status.capabilities[3])?,
+            // Pid 1 is not dumpable, so that an ordinary user's daemon may not look at it.
+            namespaces: namespaces(untouched, status.capabilities[3])?,
             users: map("uid_map")?,
             groups: map("gid_map")?,
             filters: status.filters,

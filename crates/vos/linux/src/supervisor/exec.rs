@@ -23,6 +23,13 @@ const PREPARE_DEADLINE: Duration = Duration::from_secs(20);
 /// Every so many execs the pid block is looked at.
 const PIDS_EVERY: u32 = 32;
 
+/// Whether a thread is being killed or gone.
+fn is_dying(thread: u32) -> bool {
+    let killed = |status: TaskStatus| status.pending & 1 << (libc::SIGKILL - 1) != 0;
+    TaskStat::read(thread).map_or(true, |stat| stat.exiting)
+        || TaskStatus::read(thread).map_or(true, killed)
+}
+
 impl Personality {
     /// Decides what can be decided without reading anything of the caller.
     pub(crate) fn exec_at_once(self: &Arc<Self>, call: &Notification) -> bool {
@@ -74,8 +81,7 @@ impl Personality {
                 placement.count(self.config.node, self.now());
                 drop(placement);
                 // A caller that was killed meanwhile has not stayed for any reason.
-                let dying =
-                    TaskStatus::read(call.pid).is_ok_and(|status| b"ZX".contains(&status.state));
+                let dying = is_dying(call.pid);
                 if self.listener.proceed(call.id).is_ok() && !dying {
                     self.counters.stayed(call.pid, reason);
                 }
@@ -194,7 +200,9 @@ impl Personality {
         match self.convert(caller) {
             Conversion::Ghost => {}
             Conversion::Own => {
-                self.counters.stayed(caller.thread, Reason::Failed);
+                if !is_dying(caller.thread) {
+                    self.counters.stayed(caller.thread, Reason::Failed);
+                }
                 self.home_event(Event::NotConverted(placement));
             }
             // Its thread may have been killed by another one's exec, with the process alive.

@@ -8,7 +8,7 @@ use super::Personality;
 use crate::messages::{Answer, Identity, Request, encode};
 use dvs_sys::ghost::Order;
 use dvs_sys::seccomp::Notification;
-use dvs_sys::task::{self, TaskStatus};
+use dvs_sys::task::TaskStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -125,7 +125,7 @@ impl Personality {
             let users = users.map_err(|error| error.errno)?;
             return Ok(Identity { parent: 0, group: body.group, session: body.session, users });
         }
-        match task::process_from(&self.namespace, pid) {
+        match self.process_of(pid) {
             Ok(process) => self.native_identity(process),
             Err(_) => self.ask_identity(self.foreign_owner(pid).ok_or(libc::ESRCH)?, pid),
         }

@@ -89,8 +89,9 @@ pub struct Personality {
     pub(crate) peers: Arc<dyn Peers>,
     pub(crate) lease: Arc<dyn Pids>,
     pub(crate) files: Arc<dyn Files>,
-    /// The container's pid namespace.
-    pub(crate) namespace: File,
+    /// The container's pid namespace. An ordinary user's daemon may not look at pid 1, so it is learnt
+    /// from the first program.
+    namespace: OnceLock<File>,
     pub(crate) init: u32,
     /// The ghost's binary.
     pub(crate) ghost: OwnedFd,
@@ -124,10 +125,6 @@ impl Personality {
     /// # Errors
     /// What the kernel says when it has no descriptors or threads left, or the container is gone.
     pub fn start(config: Config, parts: Parts) -> Result<Arc<Personality>, SysError> {
-        let open = |name: &'static str, path: String| {
-            File::open(path)
-                .map_err(|error| SysError::new(name, error.raw_os_error().unwrap_or(libc::EIO)))
-        };
         // Without it (before Linux 6.6) everything works, ten times slower.
         let _ = parts.listener.set_sync_wake_up();
         let watcher = Epoll::new()?;
@@ -135,7 +132,7 @@ impl Personality {
         watcher.add(&wake, libc::EPOLLIN as u32, STOP_KEY)?;
         let placement = dvs_pm::placement::Placement::new(config.node, config.policy);
         let personality = Arc::new(Personality {
-            namespace: open("/proc/PID/ns/pid", format!("/proc/{}/ns/pid", parts.init))?,
+            namespace: OnceLock::new(),
             ghost: dvs_sys::ghost::sealed()?,
             home: Mutex::new(Home::new(config.first_placement)),
             sharing: Mutex::new(Sharing::new(config.node)),
@@ -220,11 +217,20 @@ impl Personality {
 
     /// Learns the baseline from a program that is held before its first instruction.
     pub(crate) fn learn_baseline(&self, untouched: u32) {
+        if let Ok(namespace) = File::open(format!("/proc/{untouched}/ns/pid")) {
+            let _ = self.namespace.set(namespace);
+        }
         if self.baseline.get().is_none()
             && let Ok(baseline) = Baseline::read(self.init, untouched)
         {
             let _ = self.baseline.set(baseline);
         }
+    }
+
+    /// The pid outside of a process of the container; `ESRCH` before the first program was started.
+    pub(crate) fn process_of(&self, pid: u32) -> Result<u32, SysError> {
+        let namespace = self.namespace.get().ok_or(SysError::new("ioctl", libc::ESRCH))?;
+        dvs_sys::task::process_from(namespace, pid)
     }
 
     /// A node takes part, or reports its load.

@@ -6,7 +6,7 @@ use super::bodies::may_signal;
 use crate::messages::{Answer, Note, Request, encode};
 use dvs_container::launch::SignalSender;
 use dvs_sys::seccomp::Notification;
-use dvs_sys::task::{self, TaskStatus};
+use dvs_sys::task::TaskStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -122,7 +122,7 @@ impl Personality {
     pub(crate) fn signal_request(&self, target: i32, signal: i32, sender: SignalSender) -> i32 {
         if target > 0 {
             let pid = target as u32;
-            let Ok(process) = task::process_from(&self.namespace, pid) else { return libc::ESRCH };
+            let Ok(process) = self.process_of(pid) else { return libc::ESRCH };
             let Some(found) = self.target(pid, process) else { return libc::ESRCH };
             if !may_signal(sender.uid, found.users) {
                 return libc::EPERM;
