@@ -13,7 +13,7 @@ mod locks;
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
@@ -125,6 +125,7 @@ pub(crate) struct Engine {
     epoll: Arc<Epoll>,
     wake: EventFd,
     next_request: AtomicU64,
+    pub(crate) readable_files: AtomicBool,
     this: Weak<Engine>,
 }
 
@@ -166,6 +167,7 @@ impl Engine {
             epoll,
             wake,
             next_request: AtomicU64::new(1),
+            readable_files: AtomicBool::new(false),
             this: this.clone(),
             config,
         });

@@ -213,3 +213,16 @@ fn lock_in_thread(
     std::thread::spawn(move || sender.send(shared.lock(call, libc::LOCK_EX)));
     receiver
 }
+
+#[test]
+fn programs_that_may_read_a_shared_file_stay_at_home() {
+    let pair = Pair::new(Delivery::Threaded);
+    let exporter = pair.home.exporter();
+    exporter.carry_readable_files(false);
+    let file = tempfile::tempfile().unwrap();
+    let refused = exporter.export(AWAY, Pair::program(), vec![inherited(0, file)]).unwrap_err();
+    assert!(refused.to_string().contains("open for reading"), "{refused}");
+    let folder = tempfile::tempdir().unwrap();
+    let log = File::create(folder.path().join("log")).unwrap();
+    exporter.export(AWAY, Pair::program(), vec![inherited(1, log)]).unwrap();
+}
