@@ -17,7 +17,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// Least share of the programs that may run elsewhere that must do so.
+/// Least share of all programs that must run on another node than their caller, where they are spread.
 const LEAST_REMOTE: f64 = 0.9;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -418,26 +418,24 @@ fn tell(options: &Options, case: &Case, verdict: &Verdict, took: Duration, sums:
 }
 
 fn summary(options: &Options, sums: &Sums, census: bool, took: Duration) -> bool {
-    let stayed: u64 = sums.stayed.values().sum();
-    let eligible = sums.programs.saturating_sub(stayed.min(sums.programs - sums.remote));
-    let share = if eligible == 0 { 1.0 } else { sums.remote as f64 / eligible as f64 };
-    let enough = !census || share >= LEAST_REMOTE;
-    let nothing_counted = census && sums.counted > 0 && sums.remote == 0;
+    let share = if sums.programs == 0 { 1.0 } else { sums.remote as f64 / sums.programs as f64 };
+    let spread = options.place.as_deref().is_none_or(|place| place == "spread");
+    let enough = !census || !spread || share >= LEAST_REMOTE;
+    let nothing_counted = census && spread && sums.counted > 0 && sums.remote == 0;
     if options.json {
         let line = serde_json::json!({
             "passed": sums.passed, "failed": sums.failed, "skipped": sums.skipped,
             "known": sums.known, "seconds": took.as_secs_f64(), "programs": sums.programs,
-            "remote": sums.remote, "eligible_share": share, "placed_by_statistics": sums.placed_says,
+            "remote": sums.remote, "share": share, "placed_by_statistics": sums.placed_says,
             "stayed": sums.stayed,
         });
         println!("{line}");
     } else {
         if census {
             println!(
-                "counted from outside: {} programs, {} on another node ({:.0} %), {:.1} % of those that may; statistics say {}",
+                "counted from outside: {} programs, {} on another node ({:.1} %); statistics say {}",
                 sums.programs,
                 sums.remote,
-                100.0 * sums.remote as f64 / sums.programs.max(1) as f64,
                 100.0 * share,
                 sums.placed_says
             );
