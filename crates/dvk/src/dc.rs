@@ -184,7 +184,10 @@ impl Dc {
                     | CallError::NoDc { .. }
                     | CallError::NoEndpoint { .. }
             );
-            if !early || Instant::now() >= until || self.shared.is_closed() {
+            if self.shared.is_closed() {
+                return Err(NameError::Registry(CallError::Closed));
+            }
+            if !early || Instant::now() >= until {
                 return Err(NameError::Registry(error));
             }
             std::thread::sleep(AGAIN);

@@ -5,7 +5,7 @@
 //! full socket is left to the lane's flusher thread, so that readers and handlers are never held up
 //! by the other side's slowness.
 //!
-//! Locks: a peer's state may be held while the exchange's is taken, never the other way round.
+//! Locks, in this order: a lane's delivery, the peer's state, the exchange.
 
 use crate::batch;
 use crate::core::exchange::Command;
@@ -47,6 +47,9 @@ struct State {
 
 #[derive(Default)]
 struct LaneIo {
+    /// Held from the link's acceptance of a frame until the exchange has it: when a connection was
+    /// replaced, the readers of the old and the new one must not overtake each other.
+    delivery: Mutex<()>,
     writer: Mutex<Writer>,
     flush: Mutex<bool>,
     flush_wanted: Condvar,
@@ -223,23 +226,26 @@ impl Peer {
         frame: Frame,
     ) -> Result<(), LinkError> {
         let changes = matches!(frame.header.kind, Kind::Hello | Kind::Goodbye);
+        let delivery = self.lanes[lane.index()].delivery.lock().unwrap();
         let mut state = self.lock();
         let received = state.link.received(lane, connection, frame, shared.now())?;
         let incarnation = state.link.incarnation();
         let mut after = After::default();
         self.apply(shared, &mut state, received.outputs, &mut after);
         drop(state);
+        let mut commands = Vec::new();
+        let delivered = received.frame.is_some();
+        if let (Some(frame), Some(incarnation)) = (received.frame, incarnation) {
+            let mut exchange = shared.exchange.lock().unwrap();
+            exchange.remote(self.id, incarnation, lane, frame, &mut commands);
+        }
+        drop(delivery);
         if changes {
             self.changed.notify_all();
         }
         self.finish(shared, after);
-        if let (Some(frame), Some(incarnation)) = (received.frame, incarnation) {
-            let mut commands = Vec::new();
-            let mut exchange = shared.exchange.lock().unwrap();
-            exchange.remote(self.id, incarnation, lane, frame, &mut commands);
-            drop(exchange);
-            shared.run(commands);
-        } else {
+        shared.run(commands);
+        if !delivered {
             shared.room_changed();
         }
         Ok(())

@@ -36,6 +36,15 @@ fn down(events: &Receiver<NodeEvent>) -> (NodeId, u64, DownReason) {
     }
 }
 
+/// Ends the cutter also when the test fails.
+struct SetAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for SetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn cut_links_lose_double_and_reorder_nothing() {
     let cluster = Cluster::new(2);
@@ -50,6 +59,7 @@ fn cut_links_lose_double_and_reorder_nothing() {
     const CALLS: u32 = 1000;
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
+        let _done = SetAtEnd(&done);
         let (server_address, echo_address) = (server.address(), echo.address());
         let mut senders = Vec::new();
         for (lane, client) in &clients {
