@@ -394,6 +394,7 @@ impl World {
         };
         let request = &asked.request.operation;
         // What a client changes itself, its kernel knows to be stale, in late answers too.
+        let mut own = Vec::new();
         for (thing, _) in &asked.changed {
             let stale = match thing {
                 Thing::Name(name) => Stale::Name(ROOT, name.clone()),
@@ -405,7 +406,7 @@ impl World {
                 }
             };
             client.give_up(&stale);
-            client.stale.push(stale);
+            own.push(stale);
         }
         match (request, reply.result) {
             (Operation::Hello { .. }, Ok(Outcome::Welcome { .. })) => client.welcome = true,
@@ -415,13 +416,14 @@ impl World {
             (Operation::GetAttributes { .. }, Ok(Outcome::Attributes(attributes, lease))) => {
                 learn(client, &attributes, lease);
             }
-            (Operation::Create { .. }, Ok(Outcome::Created { entry, handle, .. })) => {
+            (Operation::Create { name, .. }, Ok(Outcome::Created { entry, handle, .. })) => {
+                learn_entry(client, name, &entry);
                 if let Some(attributes) = entry.attributes {
-                    let inode = attributes.inode;
-                    *client.references.entry(inode).or_default() += 1;
-                    client.known.insert(inode);
-                    client.open.push((handle, inode));
+                    client.open.push((handle, attributes.inode));
                 }
+            }
+            (Operation::SetAttributes { .. }, Ok(Outcome::Attributes(attributes, lease))) => {
+                learn(client, &attributes, lease);
             }
             (Operation::Open { inode, .. }, Ok(Outcome::Opened { handle, content })) => {
                 client.open.push((handle, *inode));
@@ -440,6 +442,7 @@ impl World {
             }
             _ => {}
         }
+        client.stale.extend(own);
         self.do_recalls(at);
         self.check_all();
     }
