@@ -98,6 +98,7 @@ impl Home {
             ImageOption::Directory(path) => path.clone(),
         };
         let identity = users::resolve(user.as_deref(), &image_root)?;
+        check_user(&identity)?;
         let failed =
             |error: &dyn std::fmt::Display| Failure::new(format!("container {name}: {error}"));
         let dc = host.dvk().dc(DcId(id), NodeId(node));
@@ -265,13 +266,7 @@ impl Home {
         first: bool,
     ) -> Result<(Arc<Running>, Option<OwnedFd>), Failure> {
         let identity = users::resolve(options.user.as_deref(), &self.image_root)?;
-        let single = dvs_sys::process::effective_ids().0 != 0;
-        if single && (identity.uid, identity.gid) != self.description.single {
-            return Err(Failure::new(format!(
-                "this container has one user ({}:{} inside), because you are not root: it cannot run a program as {}:{}",
-                self.description.single.0, self.description.single.1, identity.uid, identity.gid
-            )));
-        }
+        let single = check_user(&identity)?;
         let base = if first { &[][..] } else { &self.environment };
         let spec = program::launch_spec(options, base, &identity, !single)?;
         let outside = |id: u32| self.part.ids.outside(id).unwrap_or(id);
@@ -404,6 +399,18 @@ impl Home {
             .collect();
         Statistics { nodes, stayed, wall_microseconds }
     }
+}
+
+/// The container of an ordinary user has one user, root inside. Whether this is such a one.
+fn check_user(identity: &users::Identity) -> Result<bool, Failure> {
+    let single = dvs_sys::process::effective_ids().0 != 0;
+    if single && (identity.uid, identity.gid) != (0, 0) {
+        return Err(Failure::new(format!(
+            "no program can run as user {}:{} here: a container that you start without being root has one user, you, shown as root; leave -u away, or run dvs as root",
+            identity.uid, identity.gid
+        )));
+    }
+    Ok(single)
 }
 
 /// A node and its part's endpoints.

@@ -123,6 +123,7 @@ impl Personality {
         let key = Key { home: from, placement };
         let commands = self.away.lock().unwrap().step(Event::Prepare { key, lowest_open });
         if !commands.contains(&Command::Launch(key)) {
+            log::debug!("{key:?} is over, or as many as can be are being prepared");
             return Answer::NotPrepared;
         }
         let program = Personality::away_key(key);
@@ -134,8 +135,12 @@ impl Personality {
         if spec.pid.is_none_or(|pid| pid < 2) || !spec.hold {
             return failed(None);
         }
-        let Ok(local) = self.carry.import(from, program, descriptors) else {
-            return failed(None);
+        let local = match self.carry.import(from, program, descriptors) {
+            Ok(local) => local,
+            Err(errno) => {
+                log::debug!("the descriptors of {key:?} cannot be made here: errno {errno}");
+                return failed(None);
+            }
         };
         let mut spec = spec;
         let (list, passed) = for_launcher(local);
@@ -150,6 +155,7 @@ impl Personality {
             Err(failure) => {
                 self.bodies.lock().unwrap().expected.remove(&id);
                 let own = failure.step == LaunchStep::Exec && is_programs_own(failure.errno);
+                log::debug!("{key:?} cannot be launched here: {failure}");
                 return failed(own.then_some(failure.errno));
             }
         };
