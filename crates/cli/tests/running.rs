@@ -320,3 +320,122 @@ fn a_terminal_of_its_own() {
     world.run(&["-it", "--", "true"]).complains(125, &["-i with -t", "terminal"]);
     world.nothing_left();
 }
+
+#[test]
+fn clocks_are_the_same_on_every_node() {
+    needs_containers!();
+    let world = World::new();
+    // Each pass of the loop runs on another node; their daemons' clocks differ by hours.
+    let script = "for turn in 1 2 3 4; do cut -d. -f1 /proc/uptime; done";
+    let ran = world.run(&[
+        "--nodes",
+        "3",
+        "--place",
+        "spread",
+        "--clock-offset",
+        "0,7200,36000",
+        "--stats=json",
+        "--",
+        "sh",
+        "-c",
+        script,
+    ]);
+    let seconds: Vec<i64> = ran.out.lines().map(|line| line.parse().unwrap()).collect();
+    let (least, most) = (seconds.iter().min().unwrap(), seconds.iter().max().unwrap());
+    assert!(seconds.len() == 4 && most - least < 600, "{ran:?}");
+    let statistics: serde_json::Value = serde_json::from_str(&ran.err).unwrap();
+    assert!(statistics["placed"].as_u64().unwrap() >= 4, "{statistics}");
+    world.nothing_left();
+}
+
+#[test]
+fn an_interactive_terminal() {
+    needs_containers!();
+    use dvs_sys::terminal;
+    use std::os::fd::AsFd;
+    let world = World::new();
+    let (ours, theirs) = terminal::open_pair(std::path::Path::new(terminal::PTMX)).unwrap();
+    let size = terminal::WindowSize { rows: 31, columns: 97, width: 0, height: 0 };
+    terminal::set_window_size(ours.as_fd(), size).unwrap();
+    let before = terminal::attributes(theirs.as_fd()).unwrap();
+    let mut command = world.dvs(&["run", "-it", "--", "sh"]);
+    let copy = || Stdio::from(theirs.try_clone().unwrap());
+    let mut child = command.stdin(copy()).stdout(copy()).stderr(copy()).spawn().unwrap();
+    drop(command);
+    let mut terminal = fs::File::from(ours.try_clone().unwrap());
+    let mut seen = String::new();
+    let mut read_until = |text: &str| {
+        let start = std::time::Instant::now();
+        let mut buffer = [0; 4096];
+        while !seen.contains(text) {
+            assert!(start.elapsed() < world::LIMIT, "{seen}");
+            assert!(
+                dvs_sys::descriptor::wait_readable(ours.as_fd(), Some(60_000)).unwrap(),
+                "{seen}"
+            );
+            let got = std::io::Read::read(&mut terminal.try_clone().unwrap(), &mut buffer).unwrap();
+            seen.push_str(&String::from_utf8_lossy(&buffer[..got]));
+        }
+        seen.clear();
+    };
+    read_until("# ");
+    terminal.write_all(b"stty size\n").unwrap();
+    read_until("31 97");
+    // A larger window is seen inside.
+    let size = terminal::WindowSize { rows: 40, columns: 100, width: 0, height: 0 };
+    terminal::set_window_size(ours.as_fd(), size).unwrap();
+    dvs_sys::process::kill(child.id().try_into().unwrap(), libc::SIGWINCH).unwrap();
+    terminal.write_all(b"sleep 1000 ; stty size\n").unwrap();
+    // ^C goes to the program in the foreground, not to the command.
+    read_until("stty size");
+    terminal.write_all(b"\x03").unwrap();
+    terminal.write_all(b"stty size\n").unwrap();
+    read_until("40 100");
+    terminal.write_all(b"exit 7\n").unwrap();
+    eventually("the command ends", || child.try_wait().unwrap().is_some());
+    assert_eq!(child.wait().unwrap().code(), Some(7));
+    assert_eq!(terminal::attributes(theirs.as_fd()).unwrap(), before, "put back");
+    world.nothing_left();
+}
+
+#[test]
+fn an_ordinary_user() {
+    needs_containers!();
+    if dvs_sys::process::effective_ids().0 != 0 {
+        println!("SKIPPED: every other test runs as an ordinary user here already");
+        return;
+    }
+    let world = World::new();
+    let folder = world.work().parent().unwrap().to_owned();
+    for path in [folder.clone(), world.work(), world.state_folder()] {
+        std::os::unix::fs::chown(&path, Some(1234), Some(1234)).unwrap();
+    }
+    let binary = folder.join("dvs");
+    fs::copy(env!("CARGO_BIN_EXE_dvs"), &binary).unwrap();
+    fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).unwrap();
+    // Where /dev/fuse is root's alone, this user gets one that is not, in a mount namespace that
+    // ends with the command.
+    let run = |words: &str| {
+        let script = format!(
+            "mount -t tmpfs -o mode=755,dev none /mnt && mknod -m 666 /mnt/fuse c 10 229 &&
+             mount --bind /mnt/fuse /dev/fuse && cd {work} &&
+             exec setpriv --reuid 1234 --regid 1234 --clear-groups sh -c '{dvs} {words} </dev/null | cat'",
+            work = world.work().display(),
+            dvs = binary.display(),
+        );
+        let mut command = std::process::Command::new("unshare");
+        command.args(["--mount", "sh", "-c", &script]).stdin(Stdio::null());
+        command.env("DVS_RUN_DIR", world.run_folder()).env("DVS_STATE_DIR", world.state_folder());
+        finish(command)
+    };
+    assert_eq!(run("run -- sh -c \"id -u; echo x > made; id -u\"").good(), "0\n0\n");
+    use std::os::unix::fs::MetadataExt;
+    assert_eq!(fs::metadata(world.work().join("made")).unwrap().uid(), 1234);
+    let ran =
+        run("run --nodes 2 --place spread --stats=json -- sh -c \"/bin/echo one; /bin/echo two\"");
+    assert_eq!(ran.out, "one\ntwo\n", "{ran:?}");
+    let statistics: serde_json::Value = serde_json::from_str(&ran.err).unwrap();
+    assert_eq!(statistics["placed"], 2, "{statistics}");
+    assert!(run("run -u 5 -- true").err.contains("one user"));
+    world.nothing_left();
+}

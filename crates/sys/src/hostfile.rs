@@ -161,12 +161,7 @@ pub fn reopen(fd: BorrowedFd<'_>, flags: i32) -> Result<OwnedFd> {
 ///
 /// # Errors
 /// As `openat(2)`; `EEXIST`.
-pub fn create_at(
-    directory: BorrowedFd<'_>,
-    name: &CStr,
-    flags: i32,
-    mode: u32,
-) -> Result<OwnedFd> {
+pub fn create_at(directory: BorrowedFd<'_>, name: &CStr, flags: i32, mode: u32) -> Result<OwnedFd> {
     let flags = flags | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW | libc::O_CLOEXEC;
     // SAFETY: the name is NUL-terminated and lives through the call.
     let fd = unsafe { libc::openat(directory.as_raw_fd(), name.as_ptr(), flags, mode) };
@@ -263,11 +258,7 @@ pub fn make_link_at(target: &CStr, directory: BorrowedFd<'_>, name: &CStr) -> Re
 ///
 /// # Errors
 /// As `unlinkat(2)`.
-pub fn unlink_at(
-    directory: BorrowedFd<'_>,
-    name: &CStr,
-    directory_wanted: bool,
-) -> Result<()> {
+pub fn unlink_at(directory: BorrowedFd<'_>, name: &CStr, directory_wanted: bool) -> Result<()> {
     let flags = if directory_wanted { libc::AT_REMOVEDIR } else { 0 };
     // SAFETY: the name is NUL-terminated and lives through the call.
     let done = unsafe { libc::unlinkat(directory.as_raw_fd(), name.as_ptr(), flags) };
@@ -306,12 +297,7 @@ pub fn read_link(fd: BorrowedFd<'_>) -> Result<Vec<u8>> {
     let mut target = vec![0_u8; libc::PATH_MAX as usize];
     // SAFETY: the buffer is writable for the length given.
     let length = unsafe {
-        libc::readlinkat(
-            fd.as_raw_fd(),
-            c"".as_ptr(),
-            target.as_mut_ptr().cast(),
-            target.len(),
-        )
+        libc::readlinkat(fd.as_raw_fd(), c"".as_ptr(), target.as_mut_ptr().cast(), target.len())
     };
     // readlinkat answers ENOENT for an empty path on something that is no link.
     match check("readlinkat", length as i64) {
@@ -330,8 +316,7 @@ fn statx(fd: BorrowedFd<'_>, name: &CStr, flags: i32) -> Result<Status> {
     let flags = flags | libc::AT_SYMLINK_NOFOLLOW | libc::AT_NO_AUTOMOUNT;
     let mask = libc::STATX_BASIC_STATS | libc::STATX_BTIME;
     // SAFETY: the name is NUL-terminated, the struct is writable, both live through the call.
-    let done =
-        unsafe { libc::statx(fd.as_raw_fd(), name.as_ptr(), flags, mask, &raw mut raw) };
+    let done = unsafe { libc::statx(fd.as_raw_fd(), name.as_ptr(), flags, mask, &raw mut raw) };
     check("statx", i64::from(done))?;
     let time = |t: libc::statx_timestamp| (t.tv_sec, t.tv_nsec);
     let born = if raw.stx_mask & libc::STATX_BTIME != 0 { time(raw.stx_btime) } else { (0, 0) };
@@ -375,9 +360,8 @@ pub fn status_at(directory: BorrowedFd<'_>, name: &CStr) -> Result<Status> {
 pub fn read_at(fd: BorrowedFd<'_>, buffer: &mut [u8], offset: u64) -> Result<usize> {
     let offset = signed(offset)?;
     // SAFETY: the buffer is writable for its length.
-    let length = unsafe {
-        libc::pread(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), offset)
-    };
+    let length =
+        unsafe { libc::pread(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), offset) };
     check("pread", length as i64).map(|length| length as usize)
 }
 
@@ -388,8 +372,7 @@ pub fn read_at(fd: BorrowedFd<'_>, buffer: &mut [u8], offset: u64) -> Result<usi
 pub fn write_at(fd: BorrowedFd<'_>, data: &[u8], offset: u64) -> Result<usize> {
     let offset = signed(offset)?;
     // SAFETY: the data are readable for their length.
-    let length =
-        unsafe { libc::pwrite(fd.as_raw_fd(), data.as_ptr().cast(), data.len(), offset) };
+    let length = unsafe { libc::pwrite(fd.as_raw_fd(), data.as_ptr().cast(), data.len(), offset) };
     check("pwrite", length as i64).map(|length| length as usize)
 }
 
@@ -400,8 +383,7 @@ pub fn write_at(fd: BorrowedFd<'_>, data: &[u8], offset: u64) -> Result<usize> {
 pub fn append(fd: BorrowedFd<'_>, data: &[u8]) -> Result<usize> {
     let part = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
     // SAFETY: one part whose memory is readable; the kernel does not write through it.
-    let length =
-        unsafe { libc::pwritev2(fd.as_raw_fd(), &raw const part, 1, 0, libc::RWF_APPEND) };
+    let length = unsafe { libc::pwritev2(fd.as_raw_fd(), &raw const part, 1, 0, libc::RWF_APPEND) };
     check("pwritev2", length as i64).map(|length| length as usize)
 }
 
@@ -436,9 +418,8 @@ pub fn set_mode(fd: BorrowedFd<'_>, mode: u32) -> Result<()> {
 pub fn set_owner(fd: BorrowedFd<'_>, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
     let (uid, gid) = (uid.unwrap_or(u32::MAX), gid.unwrap_or(u32::MAX));
     // SAFETY: the empty name is NUL-terminated.
-    let done = unsafe {
-        libc::fchownat(fd.as_raw_fd(), c"".as_ptr(), uid, gid, libc::AT_EMPTY_PATH)
-    };
+    let done =
+        unsafe { libc::fchownat(fd.as_raw_fd(), c"".as_ptr(), uid, gid, libc::AT_EMPTY_PATH) };
     check("fchownat", i64::from(done)).map(drop)
 }
 
@@ -533,12 +514,7 @@ pub fn entries(fd: BorrowedFd<'_>, limit: usize) -> Result<Vec<RawEntry>> {
     loop {
         // SAFETY: the buffer is writable for its length.
         let length = unsafe {
-            libc::syscall(
-                libc::SYS_getdents64,
-                fd.as_raw_fd(),
-                buffer.as_mut_ptr(),
-                buffer.len(),
-            )
+            libc::syscall(libc::SYS_getdents64, fd.as_raw_fd(), buffer.as_mut_ptr(), buffer.len())
         };
         let length = check("getdents64", length)? as usize;
         if length == 0 {
@@ -570,12 +546,7 @@ pub fn get_xattr(fd: BorrowedFd<'_>, name: &CStr, limit: usize) -> Result<Vec<u8
     let mut value = vec![0_u8; limit];
     // SAFETY: path and name are NUL-terminated, the buffer is writable for its length.
     let length = unsafe {
-        libc::getxattr(
-            Link::of(fd).as_ptr(),
-            name.as_ptr(),
-            value.as_mut_ptr().cast(),
-            value.len(),
-        )
+        libc::getxattr(Link::of(fd).as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len())
     };
     value.truncate(check("getxattr", length as i64)? as usize);
     Ok(value)
@@ -588,9 +559,8 @@ pub fn get_xattr(fd: BorrowedFd<'_>, name: &CStr, limit: usize) -> Result<Vec<u8
 pub fn list_xattrs(fd: BorrowedFd<'_>, limit: usize) -> Result<Vec<u8>> {
     let mut names = vec![0_u8; limit];
     // SAFETY: the path is NUL-terminated, the buffer is writable for its length.
-    let length = unsafe {
-        libc::listxattr(Link::of(fd).as_ptr(), names.as_mut_ptr().cast(), names.len())
-    };
+    let length =
+        unsafe { libc::listxattr(Link::of(fd).as_ptr(), names.as_mut_ptr().cast(), names.len()) };
     names.truncate(check("listxattr", length as i64)? as usize);
     Ok(names)
 }

@@ -458,9 +458,8 @@ pub fn scheduling(task: u32) -> Result<(i32, i32)> {
         libc::syscall(libc::SYS_getpriority, libc::PRIO_PROCESS, task)
     })?;
     // SAFETY: takes and returns numbers.
-    let policy = check("sched_getscheduler", unsafe {
-        libc::syscall(libc::SYS_sched_getscheduler, task)
-    })?;
+    let policy =
+        check("sched_getscheduler", unsafe { libc::syscall(libc::SYS_sched_getscheduler, task) })?;
     Ok((20 - priority as i32, policy as i32))
 }
 
