@@ -363,6 +363,7 @@ fn an_interactive_terminal() {
     let mut child = command.stdin(copy()).stdout(copy()).stderr(copy()).spawn().unwrap();
     drop(command);
     let mut terminal = fs::File::from(ours.try_clone().unwrap());
+    let mut source = terminal.try_clone().unwrap();
     let mut seen = String::new();
     let mut read_until = |text: &str| {
         let start = std::time::Instant::now();
@@ -373,7 +374,7 @@ fn an_interactive_terminal() {
                 dvs_sys::descriptor::wait_readable(ours.as_fd(), Some(60_000)).unwrap(),
                 "{seen}"
             );
-            let got = std::io::Read::read(&mut terminal.try_clone().unwrap(), &mut buffer).unwrap();
+            let got = std::io::Read::read(&mut source, &mut buffer).unwrap();
             seen.push_str(&String::from_utf8_lossy(&buffer[..got]));
         }
         seen.clear();
@@ -419,7 +420,7 @@ fn an_ordinary_user() {
         let script = format!(
             "mount -t tmpfs -o mode=755,dev none /mnt && mknod -m 666 /mnt/fuse c 10 229 &&
              mount --bind /mnt/fuse /dev/fuse && cd {work} &&
-             exec setpriv --reuid 1234 --regid 1234 --clear-groups sh -c '{dvs} {words} </dev/null | cat'",
+             exec setpriv --reuid 1234 --regid 1234 --clear-groups sh -c '{dvs} {words} </dev/null 2>err | cat; cat err >&2'",
             work = world.work().display(),
             dvs = binary.display(),
         );
