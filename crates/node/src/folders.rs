@@ -287,11 +287,7 @@ pub fn check_socket_path(path: &Path) -> Result<(), Failure> {
 /// User id of this process.
 #[must_use]
 pub fn own_uid() -> u32 {
-    // The owner of /proc/self is the effective uid, unless the process is non-dumpable; then it is
-    // root's. So the status file is asked, which always tells.
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"));
-    line.and_then(|ids| ids.split_whitespace().nth(1)?.parse().ok()).unwrap_or(u32::MAX)
+    dvs_sys::process::effective_ids().0
 }
 
 /// A number that was most likely not given before: time and pid mixed. Not a secret.
@@ -601,8 +597,8 @@ mod tests {
         let root = scratch("closed");
         let inner = root.join("a/b");
         private_folder(&inner).unwrap();
-        std::fs::set_permissions(&inner, std::fs::Permissions::from_mode(0)).unwrap();
-        std::fs::set_permissions(root.join("a"), std::fs::Permissions::from_mode(0)).unwrap();
+        std::fs::set_permissions(&inner, std::fs::Permissions::from_mode(0o000)).unwrap();
+        std::fs::set_permissions(root.join("a"), std::fs::Permissions::from_mode(0o000)).unwrap();
         remove_tree(&root).unwrap();
         assert!(!root.exists());
         remove_tree(&root).unwrap();

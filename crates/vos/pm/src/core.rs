@@ -111,7 +111,7 @@ impl Manager {
             None if joins => {}
             _ => return vec![reply(Answer::Refused(Refusal::NotAMember(client.node)))],
         }
-        let (answer, notices) = self.execute(client, body);
+        let (answer, notices) = self.execute(client, &body);
         if let Some(node) = self.nodes.get_mut(&client.node) {
             node.last_sequence = sequence;
             node.last_answer = answer.clone();
@@ -123,22 +123,22 @@ impl Manager {
         commands
     }
 
-    fn execute(&mut self, client: Client, body: Ask) -> (Answer, Vec<Notice>) {
+    fn execute(&mut self, client: Client, body: &Ask) -> (Answer, Vec<Notice>) {
         match body {
-            Ask::Join { protocol, millicpus } => self.join(client, protocol, millicpus),
+            Ask::Join { protocol, millicpus } => self.join(client, *protocol, *millicpus),
             Ask::LeaseBlock => match self.blocks.lease(client.node) {
                 Ok(block) => (Answer::Block(block), vec![Notice::Leased(block, client.node)]),
                 Err(error) => (Answer::NoBlock(error), Vec::new()),
             },
             Ask::GiveBack(block) => {
-                self.blocks.give_back(client.node, block);
+                self.blocks.give_back(client.node, *block);
                 (Answer::Done, Vec::new())
             }
             Ask::Report(load) => {
                 if let Some(node) = self.nodes.get_mut(&client.node) {
-                    node.load = load;
+                    node.load = *load;
                 }
-                (Answer::Done, vec![Notice::Load(client.node, load)])
+                (Answer::Done, vec![Notice::Load(client.node, *load)])
             }
             Ask::Leave => {
                 let notices = self.remove(client.node);
