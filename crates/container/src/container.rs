@@ -7,7 +7,9 @@ use crate::spec::{ContainerSpec, RootSpec};
 use dvs_sys::descriptor::{self, SocketKind};
 use dvs_sys::process;
 use dvs_sys::seccomp::Listener;
+use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -29,17 +31,28 @@ pub struct KeeperProgram {
     pub environment: Vec<(String, String)>,
 }
 
+/// The copy of the running program, made once per process.
+static COPY: OnceLock<Arc<OwnedFd>> = OnceLock::new();
+
 impl KeeperProgram {
-    /// The running program itself, copied and sealed once per process, as `dvs internal keeper`.
+    /// Takes a copy that another process has made with [`KeeperProgram::own`] for the one of this
+    /// process, if there is none yet: daemons that are forked together need only one.
+    pub fn adopt(binary: OwnedFd) {
+        let _ = COPY.set(Arc::new(binary));
+    }
+
+    /// The running program itself, copied and sealed once per process, as `dvs internal keeper`. Only
+    /// what is loaded is copied: debug information is many times as long.
     ///
     /// # Errors
     /// What reading the own binary and writing memory give.
     pub fn own() -> std::io::Result<Self> {
-        static COPY: OnceLock<Arc<OwnedFd>> = OnceLock::new();
         let binary = match COPY.get() {
             Some(copy) => Arc::clone(copy),
             None => {
                 let source = std::fs::File::open("/proc/self/exe")?;
+                let length = loaded_length(&source)?;
+                let source = source.take(length);
                 let copy = Arc::new(descriptor::sealed_copy(c"dvs-keeper", source)?);
                 Arc::clone(COPY.get_or_init(|| copy))
             }
@@ -50,6 +63,28 @@ impl KeeperProgram {
             environment: Vec::new(),
         })
     }
+}
+
+/// How much of an executable its program headers tell to load (elf(5)); all of it where that cannot
+/// be told.
+fn loaded_length(file: &std::fs::File) -> std::io::Result<u64> {
+    let all = file.metadata()?.len();
+    let mut head = [0; 64];
+    file.read_exact_at(&mut head, 0)?;
+    let word = |bytes: &[u8], at: usize| {
+        let word = bytes.get(at..at + 8).and_then(|word| word.try_into().ok());
+        word.map_or(0, u64::from_le_bytes)
+    };
+    let half = |at: usize| word(&head, at) & 0xffff;
+    let (offset, size, count) = (word(&head, 32), half(54), half(56));
+    if !head.starts_with(b"\x7fELF\x02\x01") || size != 56 || count > 64 {
+        return Ok(all);
+    }
+    let mut headers = vec![0; usize::try_from(size * count).unwrap_or(0)];
+    file.read_exact_at(&mut headers, offset)?;
+    let ends =
+        headers.chunks_exact(56).map(|header| word(header, 8).saturating_add(word(header, 32)));
+    Ok(ends.max().filter(|end| *end > 0).map_or(all, |end| end.min(all)))
 }
 
 /// A container could not be started.

@@ -8,6 +8,7 @@ use crate::client::Client;
 use crate::daemon::{self, DaemonConfig, Inherited};
 use crate::folders::{Folders, MAX_NODES, Session, reason};
 use crate::protocol::{Failure, NodeInfo, Peer, Request};
+use dvs_container::KeeperProgram;
 use dvs_sys::descriptor::{self, SocketKind};
 use dvs_sys::{fork, process};
 use std::os::fd::{AsFd, OwnedFd};
@@ -195,13 +196,17 @@ fn start_daemon(
 ) -> Result<(Daemon, UnixStream), Failure> {
     let name = config.name.clone();
     let (ours, theirs) = descriptor::socket_pair(SocketKind::Stream).map_err(no_descriptors)?;
+    let keeper = KeeperProgram::own()
+        .and_then(|program| program.binary.try_clone())
+        .map_err(|error| Failure::new(format!("the own program: {}", reason(&error))))?;
     let has_lifeline = lifeline.is_some();
-    let keep: Vec<OwnedFd> = [Some(theirs), lifeline, membership].into_iter().flatten().collect();
+    let keep: Vec<OwnedFd> =
+        [Some(theirs), Some(keeper), lifeline, membership].into_iter().flatten().collect();
     let pid = fork::fork_daemon(keep, move |kept| {
         let mut kept = kept.into_iter();
-        let control = kept.next();
+        let (control, keeper) = (kept.next(), kept.next());
         let lifeline = if has_lifeline { kept.next() } else { None };
-        daemon::run(config, Inherited { control, lifeline, membership: kept.next() })
+        daemon::run(config, Inherited { control, lifeline, keeper, membership: kept.next() })
     });
     let pid =
         pid.map_err(|error| Failure::new(format!("node {name} cannot be started: {error}")))?;

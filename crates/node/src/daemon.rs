@@ -10,6 +10,7 @@ use crate::host::Host;
 use crate::journal;
 use crate::protocol::{Failure, Hello, Request, Response};
 use crate::wire;
+use dvs_container::KeeperProgram;
 use dvs_sys::descriptor::{self, Poll};
 use dvs_sys::signals::{self, SignalFd};
 use dvs_sys::{clock, namespace, process};
@@ -45,6 +46,8 @@ pub struct Inherited {
     pub control: Option<OwnedFd>,
     /// Says end of file when the command is gone: the daemon ends.
     pub lifeline: Option<OwnedFd>,
+    /// The sealed copy of the program that keepers run.
+    pub keeper: Option<OwnedFd>,
     /// Keeps the session's folder.
     pub membership: Option<OwnedFd>,
 }
@@ -56,7 +59,10 @@ const ENDING: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 /// one thread (see [`crate::cluster`]).
 #[must_use]
 pub fn run(config: DaemonConfig, inherited: Inherited) -> i32 {
-    let Inherited { control, lifeline, membership } = inherited;
+    let Inherited { control, lifeline, keeper, membership } = inherited;
+    if let Some(keeper) = keeper {
+        KeeperProgram::adopt(keeper);
+    }
     let control = control.map(UnixStream::from);
     let session = config.session.clone();
     let code = match Ready::make(config) {
