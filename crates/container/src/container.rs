@@ -35,14 +35,24 @@ pub struct KeeperProgram {
 static COPY: OnceLock<Arc<OwnedFd>> = OnceLock::new();
 
 impl KeeperProgram {
-    /// Takes a copy that another process has made with [`KeeperProgram::own`] for the one of this
-    /// process, if there is none yet: daemons that are forked together need only one.
+    /// A sealed copy of the running program. Only what is loaded is copied: debug information is many
+    /// times as long.
+    ///
+    /// # Errors
+    /// What reading the own binary and writing memory give.
+    pub fn copy() -> std::io::Result<OwnedFd> {
+        let source = std::fs::File::open("/proc/self/exe")?;
+        let length = loaded_length(&source)?;
+        Ok(descriptor::sealed_copy(c"dvs-keeper", source.take(length))?)
+    }
+
+    /// Takes a copy that another process has made for the one of this process, if there is none yet:
+    /// daemons that are forked together need only one.
     pub fn adopt(binary: OwnedFd) {
         let _ = COPY.set(Arc::new(binary));
     }
 
-    /// The running program itself, copied and sealed once per process, as `dvs internal keeper`. Only
-    /// what is loaded is copied: debug information is many times as long.
+    /// The running program itself, copied and sealed once per process, as `dvs internal keeper`.
     ///
     /// # Errors
     /// What reading the own binary and writing memory give.
@@ -50,10 +60,7 @@ impl KeeperProgram {
         let binary = match COPY.get() {
             Some(copy) => Arc::clone(copy),
             None => {
-                let source = std::fs::File::open("/proc/self/exe")?;
-                let length = loaded_length(&source)?;
-                let source = source.take(length);
-                let copy = Arc::new(descriptor::sealed_copy(c"dvs-keeper", source)?);
+                let copy = Arc::new(KeeperProgram::copy()?);
                 Arc::clone(COPY.get_or_init(|| copy))
             }
         };

@@ -64,6 +64,7 @@ impl Ephemeral {
         clock_offsets: &[i64],
         held: &OwnedFd,
     ) -> Result<Client, Failure> {
+        let keeper = keeper_program()?;
         let cluster = u64::from_str_radix(&self.session.id, 16).unwrap_or(1);
         let mut sockets = Vec::new();
         for id in 1..=count {
@@ -79,7 +80,7 @@ impl Ephemeral {
             };
             let lifeline = held.try_clone().map_err(|error| no_more(&error))?;
             let (daemon, socket) =
-                start_daemon(config, Some(lifeline), Some(self.session.membership()?))?;
+                start_daemon(config, &keeper, Some(lifeline), Some(self.session.membership()?))?;
             self.daemons.push(daemon);
             sockets.push((name, socket));
         }
@@ -122,6 +123,7 @@ pub fn start_staying(
     clock_offset: i64,
 ) -> Result<Vec<NodeInfo>, Failure> {
     folders.prepare()?;
+    let keeper = keeper_program()?;
     let mut sockets = Vec::new();
     for (name, id) in names {
         let config = DaemonConfig {
@@ -133,7 +135,7 @@ pub fn start_staying(
             session: None,
             clock_offset,
         };
-        let (_, socket) = start_daemon(config, None, None)?;
+        let (_, socket) = start_daemon(config, &keeper, None, None)?;
         sockets.push((name.clone(), socket));
     }
     let clients = connect_all(sockets)?;
@@ -189,16 +191,21 @@ fn cluster_of(run: &Path) -> u64 {
     })
 }
 
+/// What the keepers of all daemons of one start run.
+fn keeper_program() -> Result<OwnedFd, Failure> {
+    KeeperProgram::copy()
+        .map_err(|error| Failure::new(format!("copying the own program: {}", reason(&error))))
+}
+
 fn start_daemon(
     config: DaemonConfig,
+    keeper: &OwnedFd,
     lifeline: Option<OwnedFd>,
     membership: Option<OwnedFd>,
 ) -> Result<(Daemon, UnixStream), Failure> {
     let name = config.name.clone();
     let (ours, theirs) = descriptor::socket_pair(SocketKind::Stream).map_err(no_descriptors)?;
-    let keeper = KeeperProgram::own()
-        .and_then(|program| program.binary.try_clone())
-        .map_err(|error| Failure::new(format!("the own program: {}", reason(&error))))?;
+    let keeper = keeper.try_clone().map_err(|error| no_more(&error))?;
     let has_lifeline = lifeline.is_some();
     let keep: Vec<OwnedFd> =
         [Some(theirs), Some(keeper), lifeline, membership].into_iter().flatten().collect();
