@@ -14,13 +14,17 @@ impl Attacher for AttachPort {
     fn attach(&self, request: AttachRequest) -> Result<Vec<u8>, i32> {
         let inode = request.inode.map(|number| InodeId { number, generation: 0 });
         let like = Attached { inode, flags: request.flags, position: request.position };
-        let description = Arc::new(Description(request.description));
+        let foreign = inode.is_none();
+        let description = Arc::new(Description { shared: request.description, foreign });
         Ok(self.0.attach(description, like)?.path().into_bytes())
     }
 }
 
 /// A description kept by a carrier, as the file-system client wants it.
-struct Description(Arc<SharedDescription>);
+struct Description {
+    shared: Arc<SharedDescription>,
+    foreign: bool,
+}
 
 fn position(position: Position) -> dvs_carry::Position {
     match position {
@@ -32,33 +36,37 @@ fn position(position: Position) -> dvs_carry::Position {
 impl RemoteDescription for Description {
     fn read(&self, _call: CallId, at: Position, length: u32) -> Result<Moved<Vec<u8>>, i32> {
         let length = usize::try_from(length).unwrap_or(usize::MAX);
-        let (what, position) = self.0.read(position(at), length)?;
+        let (what, position) = self.shared.read(position(at), length)?;
         Ok(Moved { what, position })
     }
 
     fn write(&self, _call: CallId, at: Position, data: &[u8]) -> Result<Moved<u32>, i32> {
-        let (written, position) = self.0.write(position(at), data)?;
+        let (written, position) = self.shared.write(position(at), data)?;
         Ok(Moved { what: u32::try_from(written).unwrap_or(u32::MAX), position })
     }
 
     fn attributes(&self) -> Result<Attributes, i32> {
-        self.0.attributes().map(|found| attributes(&found))
+        let mut found = attributes(&self.shared.attributes()?);
+        if self.foreign {
+            found.inode.number |= dvs_carry::FOREIGN_INODE;
+        }
+        Ok(found)
     }
 
     fn set_size(&self, size: u64) -> Result<(), i32> {
-        self.0.truncate(size)
+        self.shared.truncate(size)
     }
 
     fn synchronize(&self, data_only: bool) -> Result<(), i32> {
-        self.0.sync(data_only)
+        self.shared.sync(data_only)
     }
 
     fn flock(&self, call: CallId, operation: i32) -> Result<(), i32> {
-        self.0.lock(call.0, operation)
+        self.shared.lock(call.0, operation)
     }
 
     fn interrupt(&self, call: CallId) {
-        self.0.interrupt(call.0);
+        self.shared.interrupt(call.0);
     }
 
     fn closed(&self) {

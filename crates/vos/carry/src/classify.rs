@@ -60,6 +60,10 @@ pub(crate) fn attributes(fd: impl AsFd) -> Result<FileAttributes, SysError> {
     })
 }
 
+/// Set in the inode number that a carried file from outside the tree shows where it is attached. Our
+/// own `fstat` is refused there, so its number tells it from the tree's files.
+pub const FOREIGN_INODE: u64 = 1 << 63;
+
 /// Looks at a descriptor; `path` is the text of its `/proc` link.
 ///
 /// A FUSE mount that belongs to the container's user namespace answers `fstat` only to processes in
@@ -74,6 +78,11 @@ pub(crate) fn examine(fd: &OwnedFd, path: &[u8]) -> Result<Examined, SysError> {
         }
         Err(error) if matches!(error.errno, libc::EACCES | libc::EPERM) => {
             let inode = inode_number(fd)?;
+            if inode & FOREIGN_INODE != 0 {
+                let class = Class::Unsupported(Kind::ForeignFile);
+                let attributes = FileAttributes::default();
+                return Ok(Examined { class, flags, attributes, tree_inode: None });
+            }
             let directory =
                 matches!(pipe::read(fd, &mut []), Err(SysError { errno: libc::EISDIR, .. }));
             let class = classify_unseen(path, flags, pipe::capacity(fd).is_ok(), directory);

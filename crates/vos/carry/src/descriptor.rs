@@ -195,6 +195,8 @@ pub enum Kind {
     DirectFile,
     /// A memfd.
     MemoryFile,
+    /// A file from outside the tree that has been carried here: what it is cannot be asked here.
+    ForeignFile,
     /// A directory that has no name any more.
     DeletedDirectory,
     /// Anything else.
@@ -215,6 +217,9 @@ impl std::fmt::Display for Kind {
             Kind::Anonymous => "an epoll, eventfd, signalfd, timerfd, inotify or pidfd",
             Kind::DirectFile => "a file opened with O_DIRECT",
             Kind::MemoryFile => "a memfd",
+            Kind::ForeignFile => {
+                "a file from outside the container, carried here from another node"
+            }
             Kind::DeletedDirectory => "a deleted directory",
             Kind::Unknown => "of an unknown kind",
         })

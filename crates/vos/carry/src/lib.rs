@@ -40,6 +40,7 @@ mod transport;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+pub use classify::FOREIGN_INODE;
 pub use description::{MAX_LOCK_WAITERS, MAX_QUEUE, MAX_WORKERS, SharedDescription};
 pub use descriptor::{
     Carried, CarriedDescriptor, InheritedDescriptor, Kind, Local, LocalDescriptor, MAX_DESCRIPTORS,
