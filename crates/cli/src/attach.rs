@@ -18,6 +18,8 @@ const FORWARDED: [i32; 6] =
 const OWN: [i32; 3] = [libc::SIGWINCH, libc::SIGTSTP, libc::SIGCONT];
 /// A second ^C within this time ends the program by force.
 const INSISTING: Duration = Duration::from_secs(1);
+/// How long a program that is being started may take to come and hear of a signal that ends it.
+const STARTING: Duration = Duration::from_secs(1);
 /// How long copied output may still come after the container is gone. All its writers are dead, so
 /// only a stopped terminal of ours can hold it up.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
@@ -120,6 +122,7 @@ pub(crate) fn follow(
         terminal: None,
         raw: None,
         interrupted: None,
+        early: None,
     };
     let result = following.follow();
     following.finish();
@@ -136,18 +139,29 @@ struct Following<'a> {
     raw: Option<Raw>,
     /// When ^C came last.
     interrupted: Option<Instant>,
+    /// A signal that ends programs came before the program was known to run, and when.
+    early: Option<(i32, Instant)>,
 }
 
 impl Following<'_> {
     fn follow(&mut self) -> Result<Ended, Failure> {
         loop {
+            let mut limit = None;
+            if let Some((signal, came)) = self.early.filter(|_| !self.started) {
+                let rest = STARTING.saturating_sub(came.elapsed());
+                if rest.is_zero() {
+                    let signal = u8::try_from(signal).unwrap_or(0);
+                    return Ok(Ended { how: EndedHow::Signalled(signal), statistics: None });
+                }
+                limit = Some(u32::try_from(rest.as_millis()).unwrap_or(u32::MAX).max(1));
+            }
             let mut waits =
                 [Poll::readable(self.client.as_fd()), Poll::readable(self.signals.as_fd())];
-            descriptor::poll(&mut waits, None)
+            descriptor::poll(&mut waits, limit)
                 .map_err(|error| Failure::new(format!("waiting for the program: {error}")))?;
             let [answer, signal] = waits.map(|wait| wait.ready != 0);
-            if signal && let Some(ended) = self.take_signals()? {
-                return Ok(ended);
+            if signal {
+                self.take_signals()?;
             }
             if answer {
                 let (response, descriptors) = self.client.receive()?;
@@ -206,8 +220,9 @@ impl Following<'_> {
         Ok(())
     }
 
-    /// Hands on what arrived; `Some`: there is no program yet, and this command is to end.
-    fn take_signals(&mut self) -> Result<Option<Ended>, Failure> {
+    /// Hands on what arrived. The node reads it when the program runs, which may be so before this
+    /// command has heard of it.
+    fn take_signals(&mut self) -> Result<(), Failure> {
         let failed = |error| Failure::new(format!("signals: {error}"));
         while let Some(taken) = self.signals.take().map_err(failed)? {
             log::debug!("signal {} (code {:#x}) from {}", taken.signal, taken.code, taken.pid);
@@ -225,21 +240,20 @@ impl Following<'_> {
                 }
                 libc::SIGCONT => self.send(libc::SIGCONT, true)?,
                 signal if !self.started => {
-                    let signal = u8::try_from(signal).unwrap_or(0);
-                    return Ok(Some(Ended { how: EndedHow::Signalled(signal), statistics: None }));
+                    if !matches!(signal, libc::SIGUSR1 | libc::SIGUSR2) {
+                        self.early.get_or_insert((signal, Instant::now()));
+                    }
+                    self.send(signal, taken.code == SI_KERNEL)?;
                 }
                 libc::SIGINT if self.insists() => self.client.send(&Request::EndNow, &[])?,
                 // The terminal sends to the whole group in the foreground, people to one process.
                 signal => self.send(signal, taken.code == SI_KERNEL)?,
             }
         }
-        Ok(None)
+        Ok(())
     }
 
     fn send(&self, signal: i32, group: bool) -> Result<(), Failure> {
-        if !self.started {
-            return Ok(());
-        }
         self.client.send(&Request::Signal { signal, group }, &[])
     }
 
