@@ -38,6 +38,9 @@ fn ended(child: Child, output: std::process::ChildStdout) -> Ran {
 }
 
 const LONG: &str = "echo up; sleep 1000 & exec sleep 1000";
+/// The same, but says that it is up when its programs are: one that is being loaded while its daemon is
+/// killed says so itself, beside our line.
+const LOADED: &str = "python3 -c 'import time; print(\"up\", flush=True); time.sleep(1000)'";
 
 #[test]
 fn the_command_is_killed() {
@@ -73,7 +76,7 @@ fn the_command_is_killed_on_a_cluster() {
 fn the_daemon_is_killed() {
     needs_containers!();
     let world = World::new();
-    let (child, output) = start(&world, &["--", "sh", "-c", LONG]);
+    let (child, output) = start(&world, &["--", "sh", "-c", LOADED]);
     kill(daemon(&world, "n1"));
     ended(child, output).complains(125, &["node n1", "ended unexpectedly"]);
     world.nothing_left();
@@ -84,7 +87,7 @@ fn the_home_of_three_is_killed() {
     needs_containers!();
     let world = World::new();
     let (child, output) =
-        start(&world, &["--nodes", "3", "--place", "spread", "--", "sh", "-c", LONG]);
+        start(&world, &["--nodes", "3", "--place", "spread", "--", "sh", "-c", LOADED]);
     kill(daemon(&world, "n1"));
     ended(child, output).complains(125, &["node n1", "ended unexpectedly"]);
     world.nothing_left();
