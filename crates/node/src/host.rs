@@ -24,6 +24,10 @@ use std::time::Duration;
 
 /// How long connecting to another daemon may take.
 const LINK_PATIENCE: Duration = Duration::from_secs(10);
+/// Something is written on every link at least this often.
+const HEARTBEAT: Duration = Duration::from_secs(4);
+/// A daemon that was silent for so long is given up.
+const SILENCE: Duration = Duration::from_secs(15);
 /// How long an ending daemon waits for containers that are being made.
 const END_PATIENCE: Duration = Duration::from_secs(10);
 /// Most containers with their home on one node.
@@ -90,7 +94,13 @@ impl Host {
         let mut cluster = [0; 16];
         cluster[..8].copy_from_slice(&config.cluster.to_le_bytes());
         let incarnation = u64::try_from(clock::real()).unwrap_or(1).max(1);
-        let dvk = Node::new(NodeConfig::new(config.id, cluster, incarnation));
+        // The kernel cuts a unix socket the moment that its process ends; heartbeats are for daemons
+        // that live and answer nothing, and every one of them wakes an idle machine.
+        let dvk = Node::new(NodeConfig {
+            heartbeat: HEARTBEAT,
+            silence: SILENCE,
+            ..NodeConfig::new(config.id, cluster, incarnation)
+        });
         dvk.listen(link_socket(&config.folder)).map_err(|error| failed(&error))?;
         let own = dvk.dc(DcId(u64::from(config.id)), NodeId(config.id));
         let endpoint = own.bind(ENDPOINT).map_err(|error| failed(&error))?;
