@@ -155,7 +155,7 @@ impl Engine {
                 next_key: WAKE + 1,
                 buffer: vec![0; SCRATCH],
                 scratch,
-                home: home::Home::default(),
+                home: home::Home::new(config.node),
                 away: away::Away::default(),
                 requests: HashMap::new(),
                 stopped: false,

@@ -70,6 +70,12 @@ pub(super) struct Home {
 }
 
 impl Home {
+    /// Numbers of this node alone: of two nodes that place programs on each other each numbers its own
+    /// streams, and a message about one must not be taken for one about the other's.
+    pub(super) fn new(node: u16) -> Self {
+        Home { next: u64::from(node) << 48, ..Home::default() }
+    }
+
     fn number(&mut self) -> u64 {
         self.next += 1;
         self.next
