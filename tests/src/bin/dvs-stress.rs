@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 const CLEANUP: Duration = Duration::from_secs(20);
 /// Time that a disturbed command may take to end.
 const END: Duration = Duration::from_secs(60);
+/// An empty lock file that may outlive a killed command; the next command removes it.
+const EMPTY_LOCK: &str = "guard";
 /// Time for one of the long programs.
 const LONG: Duration = Duration::from_secs(180);
 
@@ -201,7 +203,8 @@ impl Stress {
                 .collect();
             for folder in [self.dvs.run_folder().join("sessions"), self.dvs.state_folder()] {
                 let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-                left.extend(entries.map(|entry| entry.path().display().to_string()));
+                let names = entries.filter(|entry| entry.file_name() != EMPTY_LOCK);
+                left.extend(names.map(|entry| entry.path().display().to_string()));
             }
             if left.is_empty() {
                 return Ok(());
