@@ -298,15 +298,14 @@ impl Personality {
             libc::SIGKILL | libc::SIGSTOP => {
                 let _ = kill(process as i32, signal);
             }
-            _ if !terminal && !sees_sender(process, signal) => {
-                let _ = kill(process as i32, signal);
-            }
             _ if terminal => {
                 // Its own group here: the program and what it started in that group.
                 if self.launcher.signal(-(pid as i32), signal, None).is_err() {
                     let _ = self.launcher.signal(pid as i32, signal, Some(sender));
                 }
             }
+            // Always from inside, so that the sender shows: whether anybody will look cannot be seen from
+            // outside (a thread in `sigwaitinfo` shows the signal as neither caught nor blocked).
             _ => {
                 let _ = self.launcher.signal(pid as i32, signal, Some(sender));
             }
@@ -347,14 +346,6 @@ impl Personality {
         let bodies = self.bodies.lock().unwrap();
         bodies.by_pid(pid).map(|body| (body.key.home, body.key.placement))
     }
-}
-
-/// Whether a process could see who sent it a signal: it catches or blocks it. What it meets with the
-/// default action is sent from here, which takes a tenth of the time: the programs of a group then
-/// end together, as they do on one machine.
-fn sees_sender(process: u32, signal: i32) -> bool {
-    let bit = 1 << (signal - 1);
-    TaskStatus::read(process).is_ok_and(|status| (status.caught | status.blocked) & bit != 0)
 }
 
 /// Whether a sender with this effective user id may signal a process with these (real, saved) ids.
