@@ -396,8 +396,10 @@ fn tell(options: &Options, case: &Case, verdict: &Verdict, took: Duration, sums:
             ("known", vec![reason.clone()])
         }
         Verdict::NowPasses => {
-            sums.failed.push(case.name.clone());
-            ("NOW PASSES", vec!["remove its `# known` line".to_owned()])
+            // A known difference may show only under some placements, so one equal run proves nothing.
+            sums.passed += 1;
+            let advice = "remove its `# known` line if it passes with --repeat 50, too";
+            ("NOW PASSES", vec![advice.to_owned()])
         }
         Verdict::Skipped(reason) => {
             sums.skipped += 1;
