@@ -351,7 +351,7 @@ impl Stress {
         for round in 0..rounds {
             let mut random = self.random(Part::Commands, round);
             let signal = if random.random_bool(0.5) { libc::SIGKILL } else { libc::SIGINT };
-            let mut child = self.start("while :; do sleep 0.01; /bin/true | cat; done")?;
+            let mut child = self.start(COMMAND)?;
             std::thread::sleep(Duration::from_millis(random.random_range(0..500)));
             dvs_sys::process::kill(i32::try_from(child.id())?, signal)?;
             let end = observe::wait(&mut child, END)?;
@@ -399,6 +399,10 @@ for i in range(n):
 print(n,"kills, wrong statuses",bad)
 sys.exit(bad!=0)
 "#;
+
+/// A program that ends by an interrupt, whatever it is doing (a shell alone waits for its child, and
+/// goes on if that was not interrupted).
+const COMMAND: &str = "trap 'exit 130' INT; while :; do sleep 0.01; /bin/true | cat; done";
 
 /// Work for daemons to die under: programs that may be lost, in a shell that goes on.
 const WORK: &str = r#"
