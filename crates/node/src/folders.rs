@@ -452,19 +452,27 @@ fn remove_tree_logged(path: &Path) {
     }
 }
 
+/// How often a folder is gone through: a request of a guest that was killed may be half done, and what
+/// it makes after its folder was read keeps that folder from being removed.
+const REMOVALS: u32 = 16;
+
 /// Removes a folder with all below it, following no links, also where a guest has taken its own
 /// permissions away.
 ///
 /// # Errors
 /// The first error of the system; a folder that is not there is none.
 pub fn remove_tree(path: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => return other,
+    let mut last = Ok(());
+    for _ in 0..REMOVALS {
+        last = std::fs::remove_dir_all(path);
+        match &last {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => open_up(path)?,
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            _ => break,
+        }
     }
-    open_up(path)?;
-    std::fs::remove_dir_all(path)
+    last
 }
 
 /// Gives the owner all rights on the folders of a tree.
