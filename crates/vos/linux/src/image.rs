@@ -240,7 +240,9 @@ fn stays_by_state(status: &TaskStatus, policy: i32, baseline: &Baseline) -> Resu
     if status.filters != baseline.filters {
         return Err(Reason::Filter);
     }
-    if policy != 0 {
+    // A blocked signal that waits for the new program must be there from its first instruction on; a
+    // ghost would hand it on a moment later.
+    if policy != 0 || status.pending & status.blocked != 0 {
         return Err(Reason::Settings);
     }
     // A pid of two levels: this namespace's and ours. More: a nested container.

@@ -31,7 +31,7 @@ pub enum Reason {
     NotFound,
     /// Set-user-id, set-group-id or file capabilities.
     Privileged,
-    /// A scheduling policy, personality or other setting that is not carried.
+    /// A scheduling policy, capabilities, pending signals or another setting that is not carried.
     Settings,
     /// Landlock, memory policy, another root or another setting that leaves no trace (or none that is
     /// cheap to look for), in the caller or a process it descends from.
@@ -134,7 +134,9 @@ impl fmt::Display for Reason {
             Reason::OpenFile => "executes an open file instead of a path",
             Reason::NotFound => "no such program",
             Reason::Privileged => "set-user-id, set-group-id or file capabilities",
-            Reason::Settings => "has a scheduling policy or personality that is not carried",
+            Reason::Settings => {
+                "has a scheduling policy, capabilities or pending signals that are not carried"
+            }
             Reason::Pinned => {
                 "has Landlock, a memory policy, another root or the like, or may have inherited it"
             }
