@@ -302,7 +302,7 @@ impl Host {
             .ok_or_else(|| Failure::new(format!("{} is in use", path.display())))?;
         let words = program.arguments.iter().map(|word| String::from_utf8_lossy(&word.0));
         let command: Vec<_> = words.collect();
-        Home::make(
+        let made = Home::make(
             self,
             Plan {
                 id,
@@ -315,7 +315,14 @@ impl Host {
                 user: program.user.clone(),
                 notify,
             },
-        )
+        );
+        if made.is_err() {
+            // What was half made may be held on to by threads that end later than this process.
+            if let Err(error) = crate::folders::remove_tree(&path) {
+                log::warn!("cannot remove {}: {error}", path.display());
+            }
+        }
+        made
     }
 
     /// This node and as many others as asked for; none asked for: all.
