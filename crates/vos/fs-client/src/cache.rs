@@ -7,12 +7,14 @@
 //! request began (or if the log no longer reaches back so far).
 
 use dvs_fs::messages::{Attributes, InodeId, Lease, Stale};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 /// Most names kept.
 pub const MAX_NAMES: usize = 65_536;
 /// Most attributes kept.
 pub const MAX_ATTRIBUTES: usize = 65_536;
+/// Most files whose content is granted for ever.
+pub const MAX_CONTENTS: usize = 65_536;
 /// How far back the log reaches.
 pub const MAX_LOG: usize = 1024;
 
@@ -88,6 +90,7 @@ pub struct Cache {
     names: HashMap<InodeId, HashMap<Vec<u8>, Kept>>,
     name_count: usize,
     attributes: HashMap<InodeId, KeptAttributes>,
+    contents: HashSet<InodeId>,
     log: VecDeque<Logged>,
     logged: u64,
 }
@@ -183,6 +186,23 @@ impl Cache {
         until
     }
 
+    /// The server granted the content of a file for ever: it does not change before it is recalled.
+    pub fn learn_content(&mut self, mark: Mark, inode: InodeId) {
+        if self.attributes_are_stale(mark, inode) {
+            return;
+        }
+        if self.contents.len() >= MAX_CONTENTS {
+            self.contents.clear();
+        }
+        self.contents.insert(inode);
+    }
+
+    /// Whether the content of a file is granted for ever.
+    #[must_use]
+    pub fn has_content(&self, inode: InodeId) -> bool {
+        self.contents.contains(&inode)
+    }
+
     /// Whether a name became stale since the mark.
     #[must_use]
     pub fn name_is_stale(&self, mark: Mark, parent: InodeId, name: &[u8]) -> bool {
@@ -206,6 +226,7 @@ impl Cache {
         match &what {
             Stale::Attributes(inode) | Stale::Content(inode) => {
                 self.attributes.remove(inode);
+                self.contents.remove(inode);
             }
             Stale::Name(parent, name) => self.drop_name(*parent, name),
         }
@@ -221,6 +242,7 @@ impl Cache {
     /// The kernel dropped its last reference to an object.
     pub fn forget(&mut self, inode: InodeId) {
         self.attributes.remove(&inode);
+        self.contents.remove(&inode);
         if let Some(names) = self.names.remove(&inode) {
             self.name_count -= names.len();
         }
@@ -353,6 +375,26 @@ mod tests {
         cache.learn_attributes(now, attributes(2), Until::At(10));
         cache.learn_absent_xattr(mark, inode(2), name, libc::ENODATA);
         assert_eq!(cache.absent_xattr(9, inode(2), name), None, "asked before it was set");
+    }
+
+    #[test]
+    fn content_is_granted_until_it_is_recalled() {
+        let mut cache = Cache::new();
+        let before = cache.mark();
+        cache.learn_content(before, inode(2));
+        assert!(cache.has_content(inode(2)));
+        cache.stale(Stale::Content(inode(2)));
+        assert!(!cache.has_content(inode(2)));
+        cache.learn_content(before, inode(2));
+        assert!(!cache.has_content(inode(2)), "granted before it was recalled");
+        let now = cache.mark();
+        cache.learn_content(now, inode(2));
+        cache.forget(inode(2));
+        assert!(!cache.has_content(inode(2)));
+        for number in 0..MAX_CONTENTS as u64 + 10 {
+            cache.learn_content(now, inode(number));
+        }
+        assert!(cache.contents.len() <= MAX_CONTENTS);
     }
 
     #[test]

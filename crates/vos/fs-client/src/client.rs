@@ -2,13 +2,14 @@
 
 use crate::attach::{AttachToken, Attached, RemoteDescription, Waiting, WaitingTable};
 use crate::cache::{Cache, Until};
+use crate::deferred::{self, DeferredTable};
 use crate::notices::{self, Invalidator, Queue};
 use crate::numbering::Numbering;
 use crate::settle::settle;
 use crate::transport::{FsTransport, TransportError};
 use dvs_fs::messages::{
-    Attributes, ClientId, Credentials, Entry, InodeId, Notice, Operation, Outcome, PROTOCOL,
-    Request, Stale,
+    Attributes, ClientId, Credentials, Entry, Handle, InodeId, Lease, Notice, Operation, Outcome,
+    PROTOCOL, Request, Stale,
 };
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
@@ -84,6 +85,7 @@ pub struct Client {
     numbering: Mutex<Numbering>,
     cache: Mutex<Cache>,
     attached: Mutex<WaitingTable>,
+    deferred: Mutex<DeferredTable>,
     invalidator: RwLock<Option<Arc<dyn Invalidator>>>,
     queue: Arc<Queue>,
     gone: AtomicBool,
@@ -111,6 +113,7 @@ impl Client {
             numbering: Mutex::default(),
             cache: Mutex::default(),
             attached: Mutex::default(),
+            deferred: Mutex::default(),
             invalidator: RwLock::default(),
             queue: Arc::default(),
             gone: AtomicBool::new(false),
@@ -199,16 +202,95 @@ impl Client {
     ///
     /// # Errors
     /// errno, positive.
-    #[allow(clippy::needless_pass_by_value, reason = "the operation ends here")]
     pub fn perform_as(
         &self,
         sequence: u64,
         credentials: Credentials,
-        operation: Operation,
+        mut operation: Operation,
     ) -> Result<Answer, i32> {
+        match self.open_deferred(&mut operation) {
+            Ok(true) => {}
+            Ok(false) => {
+                self.close_number(sequence);
+                return Ok(Answer {
+                    outcome: Outcome::Done,
+                    name: Until::Never,
+                    attributes: Until::Never,
+                });
+            }
+            Err(errno) => {
+                self.close_number(sequence);
+                return Err(errno);
+            }
+        }
         let (mark, sent) = (self.cache.lock().unwrap().mark(), self.now());
         let result = self.exchange(sequence, credentials, &operation).unwrap_or(Err(libc::EIO));
         settle(&mut self.cache.lock().unwrap(), mark, sent, &operation, result)
+    }
+
+    /// Opens a file. One of an image that was open before is opened at the server only when something
+    /// is asked of its handle (see `deferred`).
+    ///
+    /// # Errors
+    /// errno, positive.
+    pub fn open(
+        &self,
+        credentials: Credentials,
+        inode: InodeId,
+        flags: u32,
+    ) -> Result<(Handle, Lease), i32> {
+        let (mark, granted) = {
+            let cache = self.cache.lock().unwrap();
+            (cache.mark(), cache.has_content(inode))
+        };
+        let reads = deferred::only_reads(flags);
+        if granted && reads && !self.is_gone() {
+            let handle = self.deferred.lock().unwrap().add(credentials, flags);
+            if let Some(handle) = handle {
+                return Ok((handle, Lease::FOREVER));
+            }
+        }
+        let answer = self.perform(credentials, Operation::Open { inode, flags })?;
+        let Outcome::Opened { handle, content } = answer.outcome else { return Err(libc::EIO) };
+        if deferred::is_deferred(handle) {
+            // A server that gives such numbers cannot be told apart from this table.
+            return Err(libc::EOVERFLOW);
+        }
+        if reads && content.milliseconds == u32::MAX {
+            self.cache.lock().unwrap().learn_content(mark, inode);
+        }
+        Ok((handle, content))
+    }
+
+    /// Opens at the server what an operation needs of files whose opening was put off. False: it closes
+    /// one that was never opened there, and nothing is left to do.
+    fn open_deferred(&self, operation: &mut Operation) -> Result<bool, i32> {
+        let closes = matches!(operation, Operation::Release { .. });
+        for (inode, handle) in deferred::handles(operation).into_iter().flatten() {
+            if !deferred::is_deferred(*handle) {
+                continue;
+            }
+            let file = {
+                let mut table = self.deferred.lock().unwrap();
+                if closes { table.remove(*handle) } else { table.get(*handle) }
+            };
+            let file = file.ok_or(libc::EBADF)?;
+            let mut opened = file.opened.lock().unwrap();
+            *handle = match *opened {
+                Some(handle) => handle,
+                None if closes => return Ok(false),
+                None => {
+                    let open = Operation::Open { inode, flags: file.flags };
+                    let answer = self.perform(file.credentials, open)?;
+                    let Outcome::Opened { handle, .. } = answer.outcome else {
+                        return Err(libc::EIO);
+                    };
+                    *opened = Some(handle);
+                    handle
+                }
+            };
+        }
+        Ok(true)
     }
 
     /// Looks a name up, in the cache or at the server.

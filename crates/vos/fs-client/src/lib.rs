@@ -18,6 +18,7 @@
 pub mod attach;
 pub mod cache;
 pub mod client;
+mod deferred;
 pub mod fuse;
 pub mod hooks;
 pub mod notices;

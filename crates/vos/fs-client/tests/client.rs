@@ -2,8 +2,8 @@
 //! leases, and recalls that come at the worst moment.
 
 use dvs_fs::messages::{
-    Attributes, ClientId, Credentials, Entry, InodeId, Lease, Notice, Operation, Outcome, ROOT,
-    Reply, Request, Stale, Time,
+    Attributes, ClientId, Credentials, Entry, Handle, InodeId, Lease, Notice, Operation, Outcome,
+    ROOT, Reply, Request, Stale, Time,
 };
 use dvs_fs_client::cache::Until;
 use dvs_fs_client::{Client, ClientError, ClientOptions, FsTransport, Invalidator, TransportError};
@@ -477,4 +477,52 @@ fn numbers_are_unique_and_the_mark_is_honest_under_load() {
             });
         }
     });
+}
+
+/// A file whose content is granted for ever is opened at the server only when it is read there.
+#[test]
+fn a_file_of_an_image_is_opened_again_without_a_message() {
+    let script = Script::new();
+    let client = Client::connect(script.clone(), ME, QUICK).unwrap();
+    let inode = InodeId { number: 2, generation: 0 };
+    let opened = |handle, content| Outcome::Opened { handle: Handle(handle), content };
+    let read = |handle| Operation::Read { inode, handle, offset: 0, length: 1 };
+    let release = |handle| Operation::Release { inode, handle, owner: None };
+
+    script.then(opened(5, Lease::FOREVER));
+    let (first, _) = client.open(WHO, inode, 0).unwrap();
+    assert_eq!(first, Handle(5));
+
+    // Closed without a message, as it was opened.
+    let (unread, content) = client.open(WHO, inode, 0).unwrap();
+    assert_eq!(content, Lease::FOREVER);
+    client.perform(WHO, release(unread)).unwrap();
+    assert_eq!(client.perform(WHO, release(unread)).unwrap_err(), libc::EBADF);
+
+    // Opened with its first read, once.
+    let (second, _) = client.open(WHO, inode, 0).unwrap();
+    script.then(opened(6, Lease::FOREVER));
+    script.then(Outcome::Data(b"a".to_vec()));
+    script.then(Outcome::Data(b"b".to_vec()));
+    client.perform(WHO, read(second)).unwrap();
+    client.perform(WHO, read(second)).unwrap();
+    script.then(Outcome::Done);
+    client.perform(WHO, release(second)).unwrap();
+    let seen: Vec<Operation> = script.seen().into_iter().map(|it| it.operation).skip(2).collect();
+    let six = Handle(6);
+    let open = Operation::Open { inode, flags: 0 };
+    assert_eq!(seen, [open.clone(), read(six), read(six), release(six)]);
+
+    // Not for writing, and not once the content is recalled.
+    script.then(opened(7, Lease::NONE));
+    assert_eq!(client.open(WHO, inode, libc::O_WRONLY.cast_unsigned()).unwrap().0, Handle(7));
+    client.deliver(Notice::Recall { number: 1, stale: vec![Stale::Content(inode)] });
+    script.then(opened(8, Lease::NONE));
+    assert_eq!(client.open(WHO, inode, 0).unwrap().0, Handle(8));
+    // An errno of the late opening is the operation's.
+    script.then(opened(9, Lease::FOREVER));
+    client.open(WHO, inode, 0).unwrap();
+    let (late, _) = client.open(WHO, inode, 0).unwrap();
+    script.result(Err(libc::EIO));
+    assert_eq!(client.perform(WHO, read(late)).unwrap_err(), libc::EIO);
 }

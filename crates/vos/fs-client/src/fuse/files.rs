@@ -64,8 +64,7 @@ impl Session {
             return Ok(Answer::Body);
         };
         let credentials = convert::credentials(h);
-        let answer = self.client.perform(credentials, Ask::Open { inode, flags })?;
-        let Outcome::Opened { handle, content } = answer.outcome else { return Err(libc::EIO) };
+        let (handle, content) = self.client.open(credentials, inode, flags)?;
         if open_flags & open::KILL_SUIDGID != 0 && has(flags, libc::O_TRUNC) {
             let changes = AttributeChanges { kill_privileges: true, ..AttributeChanges::default() };
             let operation = Ask::SetAttributes { inode, handle: Some(handle), changes };

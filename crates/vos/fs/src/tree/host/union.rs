@@ -80,6 +80,13 @@ impl HostTree {
         let Some(held) = self.find(&directory, name)? else {
             return Ok(Looked { found: None, name_life });
         };
+        // A name of a lower layer changes only by renaming or removing what it means, which no ordinary
+        // run does; it is as lasting as in a directory of which the DC has nothing of its own. So every
+        // kernel may keep `/usr`, by which most paths begin.
+        let name_life = match name_life {
+            Life::Private if self.is_of_image(&held.record) => Life::Image,
+            life => life,
+        };
         let found = self.found(&held)?;
         // The reference is the client's from here on.
         held.keep();
@@ -93,6 +100,13 @@ impl HostTree {
             Life::Image if directory.upper.is_some() => Life::Private,
             life => life,
         }
+    }
+
+    /// Whether an object is a lower layer's, of which the DC has no copy of its own.
+    fn is_of_image(&self, record: &Record) -> bool {
+        self.regions[record.region].lower_life == Life::Image
+            && record.upper.is_none()
+            && record.lower.is_some()
     }
 
     fn hold(&self, record: &mut Record) -> Result<Held<'_>> {
