@@ -38,6 +38,8 @@ pub struct Case {
     pub root: bool,
     /// The shell prints pids on standard error ("Killed" and the like): they are made equal.
     pub mask_pids: bool,
+    /// The network that it asks its container for.
+    pub network: Option<String>,
     /// Why it is known to differ in any container.
     pub known: Option<String>,
     /// Why it is known to differ once programs are placed on other nodes.
@@ -64,6 +66,7 @@ impl Case {
             shell: "bash".to_owned(),
             root: false,
             mask_pids: false,
+            network: None,
             known: None,
             known_spread: None,
             script: text.to_owned(),
@@ -88,6 +91,7 @@ impl Case {
                 "shell" => value.clone_into(&mut case.shell),
                 "root" => case.root = value == "yes",
                 "mask-pids" => case.mask_pids = value == "yes",
+                "network" => case.network = Some(value.to_owned()),
                 "known" => case.known = Some(value.to_owned()),
                 "known-spread" => case.known_spread = Some(value.to_owned()),
                 _ => {}

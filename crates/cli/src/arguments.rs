@@ -100,6 +100,8 @@ pub(crate) enum NetworkArgument {
     None,
     /// The host's network.
     Host,
+    /// One address, one localhost and one port space over all nodes of the container.
+    Dc,
 }
 
 /// Form of the statistics.
@@ -168,7 +170,7 @@ pub(crate) struct RunArguments {
     /// Where programs run [default: load].
     #[arg(long, value_enum)]
     pub(crate) place: Option<PlaceArgument>,
-    /// Network: none is a loopback of the container's own.
+    /// Network: none is a loopback of the container's own on each node, dc one over all of them.
     #[arg(long, value_enum, default_value = "none")]
     pub(crate) network: NetworkArgument,
     /// CPUs the container may use on each node, such as 0.5 or 2.

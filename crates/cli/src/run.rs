@@ -157,6 +157,7 @@ fn options(arguments: &RunArguments) -> Result<(ContainerOptions, ProgramOptions
         network: match arguments.network {
             NetworkArgument::None => NetworkOption::None,
             NetworkArgument::Host => NetworkOption::Host,
+            NetworkArgument::Dc => NetworkOption::Dc,
         },
         millicpus: arguments.cpus.as_deref().map(quantities::millicpus).transpose()?,
         memory: arguments.memory.as_deref().map(quantities::memory).transpose()?,

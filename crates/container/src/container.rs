@@ -3,7 +3,8 @@
 use crate::frame::{self, FrameError};
 use crate::handle::{EventSink, Launcher};
 use crate::messages::{FromKeeper, ToKeeper};
-use crate::spec::{ContainerSpec, RootSpec};
+use crate::network::Handles;
+use crate::spec::{ContainerSpec, Network, RootSpec};
 use dvs_sys::descriptor::{self, SocketKind};
 use dvs_sys::process;
 use dvs_sys::seccomp::Listener;
@@ -135,6 +136,8 @@ pub struct Container {
     pub init_pidfd: OwnedFd,
     /// `/dev/pts/ptmx` of the container, by path only: to be opened anew as `/proc/self/fd/N`.
     pub multiplexer: OwnedFd,
+    /// Its part of the DC's network, if it has one.
+    pub network: Option<Handles>,
     /// Pid of pid 1 outside.
     pub init: u32,
     /// Pid of the launcher.
@@ -189,6 +192,7 @@ impl Container {
                 launcher: parts.launcher,
                 init_pidfd: parts.init_pidfd,
                 multiplexer: parts.multiplexer,
+                network: parts.network,
                 init: parts.init,
                 launcher_pid: parts.launcher_pid,
                 warnings: parts.warnings,
@@ -301,6 +305,7 @@ struct Parts {
     launcher: Launcher,
     init_pidfd: OwnedFd,
     multiplexer: OwnedFd,
+    network: Option<Handles>,
     init: u32,
     launcher_pid: u32,
     warnings: Vec<String>,
@@ -343,6 +348,12 @@ impl Keeper {
                     let mut next = || descriptors.next().ok_or_else(nonsense);
                     let (listener, socket, init_pidfd) = (next()?, next()?, next()?);
                     let multiplexer = next()?;
+                    let network = match spec.network {
+                        Network::Dc(_) => {
+                            Some(Handles::from(&mut descriptors).ok_or_else(nonsense)?)
+                        }
+                        Network::Loopback | Network::Host => None,
+                    };
                     let (launcher, reader) =
                         Launcher::new(socket, events).map_err(StartError::Keeper)?;
                     self.reader = Some(reader);
@@ -352,6 +363,7 @@ impl Keeper {
                         launcher,
                         init_pidfd,
                         multiplexer,
+                        network,
                         init,
                         launcher_pid,
                         warnings,

@@ -15,6 +15,7 @@ pub mod keeper;
 pub mod launch;
 pub mod launcher;
 pub mod messages;
+pub mod network;
 pub mod pids;
 pub mod spec;
 
@@ -22,4 +23,5 @@ pub use container::{Container, EndError, KeeperProgram, StartError};
 pub use handle::{
     ContainerEvent, EventSink, LAUNCH_TIMEOUT, LaunchError, Launched, Launcher, REQUEST_TIMEOUT,
 };
+pub use network::{DcNetwork, Handles as NetworkHandles};
 pub use spec::{ClockOffsets, ContainerSpec, IdMapping, Limits, Network, RootSpec};

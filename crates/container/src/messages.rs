@@ -20,7 +20,7 @@ pub enum FromKeeper {
     /// The root file system is mounted. With it: its `/dev/fuse`, which must be served from now on.
     Fuse,
     /// The container is there. With it: the seccomp listener, the launcher's socket, the pidfd of
-    /// pid 1, the multiplexer of its terminals.
+    /// pid 1, the multiplexer of its terminals, and the handles of a DC's network.
     Built {
         /// Pid of pid 1 outside.
         init: u32,

@@ -1,5 +1,6 @@
 //! What a container is to be: ids, root, network, limits, clocks, traps.
 
+use crate::network::DcNetwork;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -117,6 +118,9 @@ impl ContainerSpec {
         if let Some((key, _)) = self.sysctls.iter().find(|(key, _)| !plain_key(key)) {
             return Err(format!("sysctl name {key:?}"));
         }
+        if let Network::Dc(network) = &self.network {
+            network.validate()?;
+        }
         if self.first_pid.is_some_and(|pid| !(2..4_194_304).contains(&pid)) {
             return Err("the first pid must be 2 to 4194303".to_owned());
         }
@@ -177,10 +181,12 @@ pub enum RootSpec {
 }
 
 /// What network a container has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Network {
     /// A namespace of its own, with a loopback device.
     Loopback,
+    /// A namespace of its own that shares its address with those of the other nodes.
+    Dc(DcNetwork),
     /// The host's.
     Host,
 }

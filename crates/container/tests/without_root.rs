@@ -88,3 +88,8 @@ fn confinement_without_root() {
 fn fuse_root_without_root() {
     run("fuse_root");
 }
+
+#[test]
+fn network_without_root() {
+    run("network");
+}

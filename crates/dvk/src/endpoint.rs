@@ -113,6 +113,23 @@ impl Endpoint {
         self.submit(submission, None).map_err(|rejected| rejected.error).map(|_| ())
     }
 
+    /// [`Endpoint::post_on`] that gives the message back when it was not sent.
+    ///
+    /// # Errors
+    /// As [`Endpoint::post`], with the message.
+    pub fn try_post_on(
+        &self,
+        lane: Lane,
+        to: &Address,
+        body: Vec<u8>,
+    ) -> Result<(), (CallError, Vec<u8>)> {
+        let submission = self.submission(lane, to, MessageKind::Post, body, 0);
+        match self.submit(submission, None) {
+            Ok(_) => Ok(()),
+            Err(rejected) => Err((rejected.error, rejected.submission.body)),
+        }
+    }
+
     /// [`Endpoint::post_on`] that waits while too many messages wait.
     ///
     /// # Errors

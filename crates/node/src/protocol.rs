@@ -203,6 +203,8 @@ pub enum NetworkOption {
     None,
     /// The host's.
     Host,
+    /// One address and one localhost over all nodes.
+    Dc,
 }
 
 /// A container to be made.

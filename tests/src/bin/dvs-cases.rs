@@ -238,6 +238,9 @@ impl<'a> Runner<'a> {
         if case.root && (ordinary || dvs_sys::process::effective_ids().0 != 0) {
             return Ok(Verdict::Skipped("for root only".to_owned()));
         }
+        if case.network.is_some() && self.shared.is_some() {
+            return Ok(Verdict::Skipped("needs a network of its own".to_owned()));
+        }
         let spread = self.cluster.nodes > 1;
         let known = match self.options.against {
             Against::Native => None,
@@ -290,6 +293,9 @@ impl<'a> Runner<'a> {
             (Against::Native, _) => self.dvs.session(&case.shell),
             (Against::Dvs, None) => {
                 let mut command = self.dvs.run(self.cluster);
+                if let Some(network) = &case.network {
+                    command.args(["--network", network]);
+                }
                 command.args(["--stats=json", "--", &case.shell]);
                 command
             }

@@ -15,6 +15,7 @@ use crate::frame;
 use crate::launcher::script::Base;
 use crate::launcher::{Launcher, inside};
 use crate::messages::FromKeeper;
+use crate::network::{self, Handles};
 use crate::spec::{ContainerSpec, IdMapping, Network, RootSpec};
 use dvs_sys::capability;
 use dvs_sys::descriptor::{self, Poll, SocketKind};
@@ -58,7 +59,8 @@ const MOUNT_POINTS: [&str; 5] = ["/tmp", "/mnt", "/var", "/usr", "/proc"];
 enum FromLauncher {
     /// The root is mounted; with its FUSE device.
     Fuse { minor: Option<u32> },
-    /// All is there; with the listener and the multiplexer of the container's terminals.
+    /// All is there; with the listener, the multiplexer of the container's terminals, and the handles
+    /// of its network, if it has one of a DC.
     Done { init: u32, warnings: Vec<String> },
     /// A step failed.
     Failed { step: String, errno: i32 },
@@ -87,7 +89,7 @@ pub(super) fn build(
     let keeper = process::id();
     let mut flags =
         libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
-    if spec.network == Network::Loopback {
+    if spec.network != Network::Host {
         flags |= libc::CLONE_NEWNET;
     }
     let options = CloneOptions { flags: flags as u64, ..Default::default() };
@@ -127,6 +129,10 @@ pub(super) fn build(
             FromLauncher::Done { init, warnings } => {
                 let listener = descriptors.next().ok_or_else(missing)?;
                 let multiplexer = descriptors.next().ok_or_else(missing)?;
+                let network = match spec.network {
+                    Network::Dc(_) => Some(Handles::from(&mut descriptors).ok_or_else(missing)?),
+                    Network::Loopback | Network::Host => None,
+                };
                 let init_pidfd = process::pidfd_open(init).step("name pid 1")?;
                 return Ok(Built {
                     init,
@@ -134,6 +140,7 @@ pub(super) fn build(
                     launcher: child.pid,
                     listener,
                     multiplexer,
+                    network,
                     launcher_socket: daemon_end,
                     warnings,
                 });
@@ -206,6 +213,10 @@ impl Context<'_> {
             }
             RootSpec::Bind { .. } => None,
         };
+        // Of the namespace in which it is opened. Not every user may; there is another way.
+        let tun = matches!(spec.network, Network::Dc(_))
+            .then(|| File::options().read(true).write(true).open("/dev/net/tun").ok())
+            .flatten();
         process::set_group_ids(0, 0, 0).step("become root inside")?;
         if !groups_denied {
             process::set_groups(&[]).step("drop groups")?;
@@ -229,9 +240,13 @@ impl Context<'_> {
         // The first look into the file system: from here on it must be served.
         std::env::set_current_dir(mount_point).step("enter the root")?;
         namespace::set_host_name(spec.hostname.as_bytes()).step("set the host name")?;
-        if spec.network == Network::Loopback {
+        if spec.network != Network::Host {
             namespace::loopback_up().step("bring the loopback device up")?;
         }
+        let handles = match &spec.network {
+            Network::Dc(network) => Some(network::build(network, tun)?),
+            Network::Loopback | Network::Host => None,
+        };
         let (init, last_pid, more) = self.make_init()?;
         warnings.extend(more);
         std::env::set_current_dir("/").step("enter the root")?;
@@ -266,8 +281,10 @@ impl Context<'_> {
                 .map_err(|errno| BuildError::new("choose the first pid", errno))?;
         }
         let done = FromLauncher::Done { init, warnings };
-        frame::send(self.socket, &done, &[listener.as_fd(), multiplexer.as_fd()]).step("report")?;
-        drop((listener, multiplexer));
+        let mut descriptors = vec![listener.as_fd(), multiplexer.as_fd()];
+        descriptors.extend(handles.iter().flat_map(Handles::borrow));
+        frame::send(self.socket, &done, &descriptors).step("report")?;
+        drop((listener, multiplexer, handles));
         let requests = requests.try_clone().step("take the socket")?;
         Launcher::new(self.alone, base, requests, last_pid).step("watch children")
     }

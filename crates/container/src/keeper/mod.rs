@@ -19,6 +19,7 @@ mod root;
 use crate::cgroup::{self, Cgroups};
 use crate::frame::{self, FrameError};
 use crate::messages::{FromKeeper, ToKeeper};
+use crate::network::Handles;
 use crate::spec::ContainerSpec;
 use dvs_sys::descriptor::{self, Poll};
 use dvs_sys::error::SysError;
@@ -130,6 +131,8 @@ pub(crate) struct Built {
     pub(crate) listener: OwnedFd,
     /// `/dev/pts/ptmx` of the container, by path only (`O_PATH`).
     pub(crate) multiplexer: OwnedFd,
+    /// The network of a DC.
+    pub(crate) network: Option<Handles>,
     pub(crate) launcher_socket: OwnedFd,
     pub(crate) warnings: Vec<String>,
 }
@@ -170,12 +173,13 @@ impl Keeper {
             warnings: cgroups.warnings.iter().chain(&built.warnings).cloned().collect(),
             cgroups: cgroups.paths(),
         };
-        let descriptors: [BorrowedFd<'_>; 4] = [
+        let mut descriptors: Vec<BorrowedFd<'_>> = vec![
             built.listener.as_fd(),
             built.launcher_socket.as_fd(),
             built.init_pidfd.as_fd(),
             built.multiplexer.as_fd(),
         ];
+        descriptors.extend(built.network.iter().flat_map(Handles::borrow));
         frame::send(self.socket.as_fd(), &message, &descriptors).step("hand the container over")
     }
 

@@ -115,7 +115,7 @@ fn system(spec: &ContainerSpec, warnings: &mut Vec<String>) -> Result<(), BuildE
     if !Path::new("sys").is_dir() {
         return Ok(());
     }
-    if spec.network == Network::Loopback {
+    if spec.network != Network::Host {
         let mounted = mount::mount(c"sysfs", c"sysfs", c"sys", PLAIN | libc::MS_RDONLY, c"");
         if mounted.is_ok() {
             return Ok(());

@@ -4,6 +4,7 @@ use super::files::{FileService, fit_standard};
 use super::links::Clients;
 use super::manager::{Listener, ManagerClient, ManagerService, Way, remote_listener};
 use super::messages::{Answer, Call, Description, PartAddresses, PartStatistics};
+use super::network::NetService;
 use super::part::{Part, Site};
 use super::post::Poster;
 use super::program;
@@ -11,8 +12,8 @@ use super::users;
 use crate::folders::OwnedFolder;
 use crate::host::{Host, Program};
 use crate::protocol::{
-    ContainerInfo, ContainerOptions, Ended, EndedHow, Failure, ImageOption, NodeStatistics,
-    ProcessInfo, ProgramOptions, Statistics, Text,
+    ContainerInfo, ContainerOptions, Ended, EndedHow, Failure, ImageOption, NetworkOption,
+    NodeStatistics, ProcessInfo, ProgramOptions, Statistics, Text,
 };
 use dvs_dvk::{DcId, Lane, NodeId};
 use dvs_fs::messages::ClientId;
@@ -63,6 +64,7 @@ pub(crate) struct Home {
     files: Arc<FileService>,
     clients: Arc<Clients>,
     manager: Arc<ManagerService>,
+    net_server: Option<Arc<NetService>>,
     /// Other nodes whose part is there.
     others: Mutex<BTreeSet<u16>>,
     folder: Mutex<Option<OwnedFolder>>,
@@ -119,6 +121,14 @@ impl Home {
         let manager = ManagerService::new();
         let pm = dc.bind("pm").map_err(|error| failed(&error))?;
         serve_manager(&pm, &manager);
+        let net_server = match options.network {
+            NetworkOption::Dc => {
+                let net = dc.bind("net").map_err(|error| failed(&error))?;
+                let nodes: Vec<u16> = members.iter().map(|(node, _)| *node).collect();
+                Some(NetService::start(net, &nodes))
+            }
+            NetworkOption::None | NetworkOption::Host => None,
+        };
         let description = Arc::new(Description {
             id,
             name: name.clone(),
@@ -134,6 +144,7 @@ impl Home {
             clocks: arrived,
             files: fs.address(),
             manager: pm.address(),
+            net_server: net_server.as_ref().map(|server| server.address()),
         });
         // The others build while this node does.
         let others: Vec<u16> =
@@ -196,6 +207,7 @@ impl Home {
             files,
             clients,
             manager,
+            net_server,
             others: Mutex::new(others.iter().copied().collect()),
             folder: Mutex::new(Some(folder)),
             image_root,
@@ -227,6 +239,10 @@ impl Home {
         others: &[u16],
     ) -> Result<(), Failure> {
         self.part.begin(parts);
+        if let Some(server) = &self.net_server {
+            let members = parts.iter().filter_map(|(node, part)| Some((*node, part.network?)));
+            server.begin(members.collect());
+        }
         let dc = self.description.id;
         let call = || Call::Begin { dc, parts: parts.to_vec() };
         for (node, answer) in self.host.ask_all(others, JOIN_PATIENCE, call).wait() {
@@ -338,6 +354,9 @@ impl Home {
         log::warn!("container {}: node {node} is lost", self.info.name);
         for client in self.clients.forget_node(node) {
             self.files.client_gone(client);
+        }
+        if let Some(server) = &self.net_server {
+            server.node_lost(node);
         }
         // The manager tells every part that is left, this node's too.
         self.manager.node_lost(node);

@@ -26,7 +26,7 @@ impl Directory {
         }
     }
 
-    fn of(&self, node: u16) -> Option<Address> {
+    pub(crate) fn of(&self, node: u16) -> Option<Address> {
         self.0.get()?.get(&node).copied()
     }
 }

@@ -45,6 +45,8 @@ pub(crate) struct Description {
     pub(crate) files: Address,
     /// Endpoint of the process manager.
     pub(crate) manager: Address,
+    /// Endpoint of the net server, if the container has a network over its nodes.
+    pub(crate) net_server: Option<Address>,
 }
 
 /// Endpoints of one node's part.
@@ -56,6 +58,8 @@ pub(crate) struct PartAddresses {
     pub(crate) carry: Address,
     /// Hears from the process manager.
     pub(crate) member: Address,
+    /// The member of the network, if there is one.
+    pub(crate) network: Option<Address>,
 }
 
 /// A call to another daemon.

@@ -8,6 +8,7 @@ pub(crate) mod load;
 pub(crate) mod manager;
 pub(crate) mod member;
 pub(crate) mod messages;
+pub(crate) mod network;
 pub(crate) mod part;
 pub(crate) mod post;
 pub(crate) mod program;

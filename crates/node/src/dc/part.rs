@@ -8,13 +8,15 @@
 //! | `linux@N` | every node | personality: calls and posts |
 //! | `carry@N` | every node | streams and open files of placed programs (posts) |
 //! | `member@N` | every node | hears from the process manager (posts) |
+//! | `net@N` | every node, with `--network dc` | see [`super::network`] |
 
 use super::adapters::{AttachPort, TreeHooks};
 use super::links::{CarryLinks, Directory, LinuxLinks};
 use super::load::{LoadMeter, Subject};
 use super::manager::{Listener as NoticeListener, ManagerClient};
 use super::messages::{Description, PartAddresses, PartStatistics};
-use crate::protocol::{Failure, NetworkOption, ProcessInfo};
+use super::network::{NetPart, network_of};
+use crate::protocol::{Failure, ProcessInfo};
 use dvs_carry::{Carrier, CarrierConfig, CarryMessage, IdMap, IdRange};
 use dvs_container::{
     ClockOffsets, Container, ContainerEvent, ContainerSpec, IdMapping, KeeperProgram, Limits,
@@ -76,6 +78,7 @@ pub(crate) struct Part {
     meter: Arc<LoadMeter>,
     client: Arc<Client>,
     carrier: Arc<Carrier>,
+    network: Option<NetPart>,
     linux_directory: Arc<Directory>,
     carry_directory: Arc<Directory>,
     endpoints: Vec<Endpoint>,
@@ -98,11 +101,6 @@ impl Part {
             dc.bind(&format!("{service}@{node}")).map_err(|error| failed("its endpoints", &error))
         };
         let (linux, carry, member) = (bind("linux")?, bind("carry")?, bind("member")?);
-        let addresses = PartAddresses {
-            linux: linux.address(),
-            carry: carry.address(),
-            member: member.address(),
-        };
         let exec_cookie = exec_cookie();
         let spec = container_spec(&site, block.first, exec_cookie);
         let program = KeeperProgram::own().map_err(|error| failed("its keeper", &error))?;
@@ -113,7 +111,7 @@ impl Part {
         let events = Arc::clone(&late);
         let late_meter: Arc<OnceLock<Arc<LoadMeter>>> = Arc::default();
         let kicked = Arc::clone(&late_meter);
-        let container = Container::start(
+        let mut container = Container::start(
             &spec,
             &program,
             |fd| {
@@ -138,6 +136,20 @@ impl Part {
             Some(Ok(mount)) => mount,
             Some(Err(error)) => return Err(failed("its file tree", &error)),
             None => return Err(failed("its file tree", &"it was not mounted")),
+        };
+        let network = match (&spec.network, container.network.take(), description.net_server) {
+            (Network::Dc(network), Some(handles), Some(server)) => {
+                let part = NetPart::start(network.clone(), handles, bind("net")?, server);
+                Some(part.map_err(|error| failed("its network", &error))?)
+            }
+            (Network::Dc(_), ..) => return Err(failed("its network", &"it has no server")),
+            _ => None,
+        };
+        let addresses = PartAddresses {
+            linux: linux.address(),
+            carry: carry.address(),
+            member: member.address(),
+            network: network.as_ref().map(NetPart::address),
         };
         let ids = id_map(&spec.users);
         let carry_directory = Arc::new(Directory::default());
@@ -178,6 +190,9 @@ impl Part {
                 peers: Arc::new(LinuxLinks::new(linux.clone(), Arc::clone(&linux_directory))),
                 pids: Arc::clone(manager) as Arc<dyn dvs_linux::ports::Pids>,
                 files: Arc::new(dvs_linux::tree_files::TreeFiles::new(Arc::clone(client))),
+                network: network
+                    .as_ref()
+                    .map(|network| Arc::clone(&network.member) as Arc<dyn dvs_net::Sockets>),
             },
         )
         .map_err(|error| failed("its personality", &error))?;
@@ -194,7 +209,8 @@ impl Part {
         let meter = LoadMeter::start(subject, Arc::downgrade(&personality), Arc::clone(manager))
             .map_err(|error| failed("its load meter", &error))?;
         let _ = late_meter.set(Arc::clone(&meter));
-        let member_listener = listen(&personality, &carrier, &linux, &carry, &member);
+        let net_member = network.as_ref().map(|network| Arc::downgrade(&network.member));
+        let member_listener = listen(&personality, &carrier, net_member, &linux, &carry, &member);
         log::debug!("part of {} on node {node}: pid 1 is {}", description.name, container.init);
         Ok(Part {
             addresses,
@@ -207,6 +223,7 @@ impl Part {
             meter,
             client: Arc::clone(client),
             carrier,
+            network,
             linux_directory,
             carry_directory,
             endpoints: vec![linux, carry, member],
@@ -224,6 +241,9 @@ impl Part {
         let carry = others().map(|(node, part)| (*node, part.carry)).collect();
         self.linux_directory.learn(linux);
         self.carry_directory.learn(carry);
+        if let Some(network) = &self.network {
+            network.begin(others().filter_map(|(node, part)| Some((*node, part.network?))));
+        }
     }
 
     /// Hears from the process manager when that is on the same node.
@@ -269,6 +289,10 @@ impl Part {
         }
         self.personality.container_gone();
         self.personality.stop();
+        if let Some(network) = &self.network {
+            log::debug!("network of {}: {:?}", self.description.name, network.member.traffic());
+            network.end();
+        }
         self.carrier.stop();
         if !self.mount.wait(UNMOUNT_PATIENCE) {
             log::error!("container {}: its file tree is still used", self.description.name);
@@ -295,6 +319,7 @@ fn statistics(personality: &Personality) -> PartStatistics {
 fn listen(
     personality: &Arc<Personality>,
     carrier: &Arc<Carrier>,
+    network: Option<Weak<dvs_net::Member>>,
     linux: &Endpoint,
     carry: &Endpoint,
     member: &Endpoint,
@@ -325,7 +350,7 @@ fn listen(
     let weak = Arc::downgrade(personality);
     let listener: NoticeListener = Arc::new(move |notice| {
         if let Some(personality) = weak.upgrade() {
-            hear(&personality, &notice);
+            hear(&personality, network.as_ref().and_then(Weak::upgrade).as_deref(), &notice);
         }
     });
     let from_elsewhere = Arc::clone(&listener);
@@ -341,11 +366,16 @@ fn listen(
     listener
 }
 
-fn hear(personality: &Arc<Personality>, notice: &Notice) {
+fn hear(personality: &Arc<Personality>, network: Option<&dvs_net::Member>, notice: &Notice) {
     log::trace!("the process manager says {notice:?}");
     match notice {
         Notice::Joined(member) => personality.node_load(member.client.node, member.load),
-        Notice::Gone(client) => personality.node_lost(client.node),
+        Notice::Gone(client) => {
+            if let Some(network) = network {
+                network.node_lost(client.node);
+            }
+            personality.node_lost(client.node);
+        }
         Notice::Leased(block, node) => personality.block_leased(*block, *node),
         Notice::Load(node, load) => personality.node_load(*node, *load),
     }
@@ -374,10 +404,7 @@ fn container_spec(site: &Site, first_pid: u32, exec_cookie: u32) -> ContainerSpe
         spec.with_single_id(description.single, (uid, gid))
     };
     spec.hostname.clone_from(&description.hostname);
-    spec.network = match description.network {
-        NetworkOption::None => Network::Loopback,
-        NetworkOption::Host => Network::Host,
-    };
+    spec.network = network_of(description.network, site.node, &description.members);
     spec.limits = Limits {
         milli_cpus: description.millicpus,
         memory: description.memory,

@@ -24,7 +24,7 @@ pub const TRAPS: [(i64, &str); 23] = [
     (libc::SYS_semget, "shared semaphores"),
     (libc::SYS_msgget, "shared message queues"),
     (libc::SYS_mq_open, "shared message queues"),
-    (libc::SYS_bind, "sockets that others connect to"),
+    (libc::SYS_bind, "ports of the DC; sockets that others connect to"),
     (libc::SYS_listen, "sockets that others connect to"),
     (libc::SYS_connect, "sockets of other programs"),
 ];

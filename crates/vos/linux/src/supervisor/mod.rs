@@ -17,6 +17,7 @@ pub(crate) mod programs;
 pub(crate) mod reception;
 pub(crate) mod shared;
 pub(crate) mod signals;
+pub(crate) mod sockets;
 
 use crate::core::Placement;
 use crate::core::away::{Away, Key};
@@ -78,6 +79,8 @@ pub struct Parts {
     pub pids: Arc<dyn Pids>,
     /// The file tree.
     pub files: Arc<dyn Files>,
+    /// The network over the DC's nodes, if it has one.
+    pub network: Option<Arc<dyn dvs_net::Sockets>>,
 }
 
 /// The linux personality of one (node, DC).
@@ -89,6 +92,7 @@ pub struct Personality {
     pub(crate) peers: Arc<dyn Peers>,
     pub(crate) lease: Arc<dyn Pids>,
     pub(crate) files: Arc<dyn Files>,
+    pub(crate) network: Option<Arc<dyn dvs_net::Sockets>>,
     /// The container's pid namespace. An ordinary user's daemon may not look at pid 1, so it is learnt
     /// from the first program.
     namespace: OnceLock<File>,
@@ -143,6 +147,7 @@ impl Personality {
             peers: parts.peers,
             lease: parts.pids,
             files: parts.files,
+            network: parts.network,
             init: parts.init,
             baseline: OnceLock::new(),
             away: Mutex::default(),

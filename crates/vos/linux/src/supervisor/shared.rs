@@ -45,6 +45,9 @@ impl Personality {
     pub(crate) fn shared_at_once(self: &Arc<Self>, call: &Notification) -> bool {
         let alone = self.placement.lock().unwrap().nodes().nth(1).is_none();
         let quiet = match i64::from(call.number) {
+            libc::SYS_bind | libc::SYS_listen | libc::SYS_connect if self.network.is_some() => {
+                return false;
+            }
             libc::SYS_connect => !self.sharing.lock().unwrap().is_elsewhere(),
             _ => false,
         };
@@ -57,6 +60,12 @@ impl Personality {
     /// Notes what begins, ends a program that reaches for what is elsewhere, lets all others go on.
     pub(crate) fn shared(self: &Arc<Self>, call: &Notification) {
         let key = call.arguments[0] as u32 as i32;
+        if matches!(i64::from(call.number), libc::SYS_bind | libc::SYS_listen | libc::SYS_connect)
+            && let Some(network) = &self.network
+            && self.socket_call(&**network, call)
+        {
+            return;
+        }
         match i64::from(call.number) {
             libc::SYS_landlock_restrict_self
             | libc::SYS_set_mempolicy
@@ -253,7 +262,7 @@ fn parse_address(bytes: &[u8]) -> Option<Thing> {
 }
 
 /// Writes a line if that does not have to wait.
-fn write_if_room(to: OwnedFd, line: &[u8]) {
+pub(super) fn write_if_room(to: OwnedFd, line: &[u8]) {
     let mut wait = [Poll { fd: to.as_fd(), wanted: libc::POLLOUT, ready: 0 }];
     let ready = poll(&mut wait, Some(0)).is_ok() && wait[0].ready & libc::POLLOUT != 0;
     if ready {

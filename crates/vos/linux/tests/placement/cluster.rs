@@ -279,6 +279,7 @@ fn start_node(
                 network: Arc::clone(network),
             }),
             files: Arc::new(NoFiles),
+            network: None,
         },
     )
     .expect("personality");
