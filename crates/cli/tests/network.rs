@@ -98,9 +98,8 @@ fn a_connection_to_a_node_that_dies_ends() {
                   except ConnectionRefusedError: print('refused')";
     fs::write(world.work().join("server.py"), server).unwrap();
     fs::write(world.work().join("client.py"), client).unwrap();
-    // The shell executes its own last program: both are placed in turn, the server first.
-    let script =
-        "python3 server.py & until [ -e port ]; do sleep 0.02; done; python3 client.py & wait";
+    // The shell waits without starting programs, so that the next one goes to the next node.
+    let script = "python3 server.py & until [ -e port ]; do :; done; python3 client.py & wait";
     let words = [&["run", "--name", "dc"][..], &SPREAD, &["--", "bash", "-c", script]].concat();
     let mut command = world.dvs(&words);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
