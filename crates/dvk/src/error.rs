@@ -156,6 +156,17 @@ pub enum ConnectError {
         /// Why not.
         error: crate::core::hello::HelloError,
     },
+    /// TLS: one of the two does not accept what the other has shown.
+    #[error("{address}: {error}; is it a node of this cluster, and are both clocks right?")]
+    Tls {
+        /// Where to.
+        address: String,
+        /// What TLS said.
+        error: std::io::Error,
+    },
+    /// Hosts speak by certificates, and this node has none.
+    #[error("this node has no certificate for links to other hosts; make a cluster or join one")]
+    NoCredentials,
     /// No handshake in time.
     #[error("node {node} did not answer the handshake in time")]
     TimedOut {

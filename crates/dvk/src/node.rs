@@ -4,12 +4,16 @@ use crate::core::exchange::{Command, Exchange, ExchangeStatistics, Key};
 use crate::core::link::{DownReason, LaneStatistics, LinkConfig};
 use crate::dc::{Dc, DcShared};
 use crate::deliver::{self, Handler, Task, Waiter, Work};
+use crate::dial::LinkAddress;
 use crate::error::ConnectError;
 use crate::ids::{Address, DcId, Lane, NodeId};
 use crate::peer::Peer;
 use crate::timer::Timer;
+use crate::tls::{Credentials, CredentialsError, Fingerprint, Revoked, Tls, Visitor};
 use crate::{dial, listen};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
@@ -26,6 +30,12 @@ const SILENCE: Duration = Duration::from_secs(10);
 /// A peer that has not come back so long after its connections were cut is given up. Short,
 /// because unix sockets are cut by the end of the process only.
 const RECONNECT: Duration = Duration::from_millis(200);
+/// Between hosts a network can swallow everything without a word: beats are frequent,
+const HOST_HEARTBEAT: Duration = Duration::from_secs(1);
+/// a connection that brings nothing for so long is made anew,
+const HOST_STALE: Duration = Duration::from_secs(4);
+/// and a peer that does not come back is waited for so long.
+const HOST_RECONNECT: Duration = Duration::from_secs(20);
 
 /// How a node is made.
 #[derive(Debug, Clone)]
@@ -44,6 +54,34 @@ pub struct NodeConfig {
     pub silence: Duration,
     /// A peer that has not come back so long after a cut is given up.
     pub reconnect: Duration,
+    /// The same three, and how long a connection may bring nothing, for peers on other hosts.
+    pub hosts: HostTimes,
+}
+
+/// Times of links between hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostTimes {
+    /// Something is written on every connection at least this often.
+    pub heartbeat: Duration,
+    /// A connection that has brought nothing for so long is made anew.
+    pub stale: Duration,
+    /// A peer that has not come back so long after a cut is given up.
+    pub reconnect: Duration,
+}
+
+impl Default for HostTimes {
+    fn default() -> Self {
+        HostTimes { heartbeat: HOST_HEARTBEAT, stale: HOST_STALE, reconnect: HOST_RECONNECT }
+    }
+}
+
+/// Where a peer is, which decides the times of its link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Range {
+    /// On this machine.
+    Machine,
+    /// Across a network.
+    Network,
 }
 
 impl NodeConfig {
@@ -58,6 +96,7 @@ impl NodeConfig {
             heartbeat: HEARTBEAT,
             silence: SILENCE,
             reconnect: RECONNECT,
+            hosts: HostTimes::default(),
         }
     }
 }
@@ -124,6 +163,10 @@ pub(crate) struct Shared {
     room_waiters: AtomicUsize,
     room: (Mutex<()>, Condvar),
     pub(crate) refused_connections: AtomicU64,
+    /// Connections that have not said yet who they are.
+    pub(crate) strangers: AtomicUsize,
+    tls: RwLock<Option<Arc<Tls>>>,
+    pub(crate) revoked: Revoked,
 }
 
 impl Node {
@@ -148,6 +191,9 @@ impl Node {
             room_waiters: AtomicUsize::new(0),
             room: Default::default(),
             refused_connections: AtomicU64::new(0),
+            strangers: AtomicUsize::new(0),
+            tls: RwLock::default(),
+            revoked: Revoked::default(),
         });
         shared.spawn("dvk-timer", crate::timer::run);
         shared.spawn("dvk-tasks", move |shared| deliver::run_tasks(shared, &queue));
@@ -175,6 +221,44 @@ impl Node {
         listen::listen(self.shared(), path.as_ref())
     }
 
+    /// Gives the node its certificate, or a new one: what is connected from now on is connected by
+    /// it. `visitor` answers those who have none and want to join.
+    ///
+    /// # Errors
+    /// When the certificate and the key are none, or do not fit.
+    pub fn set_credentials(
+        &self,
+        credentials: &Credentials,
+        visitor: Option<Visitor>,
+    ) -> Result<(), CredentialsError> {
+        let tls = Tls::new(credentials, visitor)?;
+        *self.shared().tls.write().unwrap() = Some(Arc::new(tls));
+        Ok(())
+    }
+
+    /// Certificates that are accepted no more: peers that have shown one are given up.
+    pub fn set_revoked(&self, revoked: BTreeSet<Fingerprint>) {
+        self.shared().revoked.set(revoked);
+        for peer in self.shared().all_peers() {
+            peer.check_revoked(self.shared());
+        }
+    }
+
+    /// Takes connections of nodes on other hosts; returns the address with the port, which the
+    /// system chooses where it is 0. Only nodes with a certificate of the cluster get in.
+    ///
+    /// # Errors
+    /// When the node has no credentials, or the address cannot be used.
+    pub fn listen_tcp(&self, address: SocketAddr) -> Result<SocketAddr, ConnectError> {
+        listen::listen_tcp(self.shared(), address)
+    }
+
+    /// Takes one connection that came another way. The caller vouches that only a node of the
+    /// cluster can be at its other end.
+    pub fn adopt(&self, connection: UnixStream) {
+        listen::adopt(self.shared(), connection);
+    }
+
     /// Connects to another node, all lanes, and waits until the session is there. The connections
     /// are made again when they are cut. When the session ends (the peer left, died, or was given
     /// up), so does this; call again for its next life.
@@ -184,10 +268,10 @@ impl Node {
     pub fn connect(
         &self,
         peer: impl Into<NodeId>,
-        path: impl AsRef<Path>,
+        address: impl Into<LinkAddress>,
         timeout: Duration,
     ) -> Result<(), ConnectError> {
-        dial::connect(self.shared(), peer.into(), path.as_ref(), timeout)
+        dial::connect(self.shared(), peer.into(), &address.into(), timeout)
     }
 
     /// Opens a container on this node. Its names are kept by its home node; `home` must be the same
@@ -294,16 +378,31 @@ impl Shared {
         }
     }
 
-    pub(crate) fn link_config(&self) -> LinkConfig {
+    pub(crate) fn tls(&self) -> Option<Arc<Tls>> {
+        self.tls.read().unwrap().clone()
+    }
+
+    pub(crate) fn link_config(&self, range: Range) -> LinkConfig {
         let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        LinkConfig {
+        let HostTimes { heartbeat, stale, reconnect } = self.config.hosts;
+        let machine = LinkConfig {
             cluster: self.config.cluster,
             node: self.config.id,
             incarnation: self.config.incarnation,
             proof: self.config.proof.clone(),
             heartbeat: nanoseconds(self.config.heartbeat),
+            stale: u64::MAX,
             silence: nanoseconds(self.config.silence),
             reconnect: nanoseconds(self.config.reconnect),
+        };
+        match range {
+            Range::Machine => machine,
+            Range::Network => LinkConfig {
+                heartbeat: nanoseconds(heartbeat),
+                stale: nanoseconds(stale),
+                reconnect: nanoseconds(reconnect),
+                ..machine
+            },
         }
     }
 
@@ -315,7 +414,11 @@ impl Shared {
         self.peers.read().unwrap().values().cloned().collect()
     }
 
-    pub(crate) fn peer_or_new(self: &Arc<Self>, id: NodeId) -> Result<Arc<Peer>, ConnectError> {
+    pub(crate) fn peer_or_new(
+        self: &Arc<Self>,
+        id: NodeId,
+        range: Range,
+    ) -> Result<Arc<Peer>, ConnectError> {
         if let Some(peer) = self.peer(id) {
             return Ok(peer);
         }
@@ -330,7 +433,7 @@ impl Shared {
         if peers.len() >= MAX_PEERS {
             return Err(ConnectError::TooManyPeers);
         }
-        let peer = Arc::new(Peer::new(self.link_config(), id));
+        let peer = Arc::new(Peer::new(self.link_config(range), id));
         peers.insert(id, Arc::clone(&peer));
         drop(peers);
         for lane in Lane::ALL {

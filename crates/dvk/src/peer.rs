@@ -16,17 +16,14 @@ use crate::core::link::{DownReason, LaneStatistics, Link, LinkConfig, LinkError,
 use crate::deliver::Waiter;
 use crate::ids::{Lane, NodeId};
 use crate::node::{NodeEvent, Shared};
+use crate::stream::{Stream, WOULD_BLOCK};
 use dvs_sys::socket;
 use std::io::IoSlice;
-use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// The flusher looks this often whether its connection still matters, ms.
 const FLUSH_WAIT: u32 = 200;
-/// errno of a socket that takes nothing at the moment (`EAGAIN`).
-const WOULD_BLOCK: i32 = 11;
 
 pub(crate) struct Peer {
     id: NodeId,
@@ -37,7 +34,7 @@ pub(crate) struct Peer {
 
 struct State {
     link: Link,
-    streams: [Option<(u64, Arc<UnixStream>)>; Lane::ALL.len()],
+    streams: [Option<(u64, Arc<Stream>)>; Lane::ALL.len()],
     /// Somebody writes on the lane, or its flusher will.
     writing: [bool; Lane::ALL.len()],
     /// We make this peer's connections at present.
@@ -58,9 +55,11 @@ struct LaneIo {
 /// A batch that is being written; its place is where `offset` bytes are gone already.
 #[derive(Default)]
 struct Writer {
-    stream: Option<(u64, Arc<UnixStream>)>,
+    stream: Option<(u64, Arc<Stream>)>,
     batch: Vec<Arc<Packet>>,
     offset: usize,
+    /// The stream may hold back a part of what it took over.
+    unflushed: bool,
 }
 
 enum Wrote {
@@ -84,7 +83,8 @@ impl Writer {
                     }
                 }
             }
-            match socket::send_now(&**stream, &pieces) {
+            self.unflushed = true;
+            match stream.send_now(&pieces) {
                 Ok(sent) => self.offset += sent,
                 Err(error) if error.errno == WOULD_BLOCK => return Wrote::Part,
                 Err(_) => return Wrote::Failed,
@@ -99,7 +99,14 @@ impl Writer {
             }
             self.batch.drain(..whole);
         }
-        Wrote::All
+        match stream.flush_now() {
+            Ok(()) => {
+                self.unflushed = false;
+                Wrote::All
+            }
+            Err(error) if error.errno == WOULD_BLOCK => Wrote::Part,
+            Err(_) => Wrote::Failed,
+        }
     }
 }
 
@@ -108,7 +115,7 @@ impl Writer {
 #[derive(Default)]
 struct After {
     writes: Vec<Lane>,
-    closes: Vec<Arc<UnixStream>>,
+    closes: Vec<Arc<Stream>>,
     commands: Vec<Command<Waiter>>,
     gone: Vec<u64>,
 }
@@ -172,17 +179,36 @@ impl Peer {
         }
     }
 
+    /// Waits until a lane is not open, or the time is over.
+    pub(crate) fn wait_not_open(&self, lane: Lane, time: Duration) {
+        let state = self.lock();
+        if state.link.is_open(lane) && !state.leaving {
+            drop(self.changed.wait_timeout(state, time).unwrap());
+        }
+    }
+
+    /// Gives the peer up if it has proved to be itself by a certificate that is revoked now.
+    pub(crate) fn check_revoked(&self, shared: &Arc<Shared>) {
+        let state = self.lock();
+        let mut shown = state.streams.iter().flatten().filter_map(|(_, stream)| stream.tls());
+        let revoked = shown.any(|tls| tls.peer().is_none_or(|shown| shared.revoked.has(&shown)));
+        drop(state);
+        if revoked {
+            self.give_up(shared, DownReason::Revoked);
+        }
+    }
+
     /// A connection that we made.
     pub(crate) fn connected(
         &self,
         shared: &Arc<Shared>,
         lane: Lane,
         connection: u64,
-        stream: &Arc<UnixStream>,
+        stream: &Arc<Stream>,
     ) {
         let mut state = self.lock();
         if state.leaving {
-            let _ = stream.shutdown(Shutdown::Both);
+            stream.shutdown();
             return;
         }
         let mut after = After::default();
@@ -199,7 +225,7 @@ impl Peer {
         shared: &Arc<Shared>,
         connection: u64,
         hello: &Hello,
-        stream: &Arc<UnixStream>,
+        stream: &Arc<Stream>,
     ) -> Result<(), LinkError> {
         let mut state = self.lock();
         if state.leaving {
@@ -258,7 +284,7 @@ impl Peer {
         if let Some((current, stream)) = &state.streams[lane.index()]
             && *current == connection
         {
-            let _ = stream.shutdown(Shutdown::Both);
+            stream.shutdown();
             state.streams[lane.index()] = None;
         }
         drop(state);
@@ -336,7 +362,7 @@ impl Peer {
         self.give_up(shared, DownReason::Closed);
         let mut state = self.lock();
         for (_, stream) in state.streams.iter_mut().filter_map(Option::take) {
-            let _ = stream.shutdown(Shutdown::Both);
+            stream.shutdown();
         }
         drop(state);
         for lane in &self.lanes {
@@ -348,7 +374,7 @@ impl Peer {
 
     pub(crate) fn cut(&self) {
         for (_, stream) in self.lock().streams.iter().flatten() {
-            let _ = stream.shutdown(Shutdown::Both);
+            stream.shutdown();
         }
     }
 
@@ -400,7 +426,7 @@ impl Peer {
         }
         for stream in after.closes {
             // Its reader sees the end and says so.
-            let _ = stream.shutdown(Shutdown::Both);
+            stream.shutdown();
         }
         for incarnation in after.gone {
             shared.node_gone(self.id, incarnation);
@@ -414,7 +440,7 @@ impl Peer {
         let io = &self.lanes[lane.index()];
         let mut writer = io.writer.lock().unwrap();
         loop {
-            if writer.batch.is_empty() {
+            if writer.batch.is_empty() && !writer.unflushed {
                 let mut state = self.lock();
                 let Some((connection, batch)) = state.link.take_batch(lane, shared.now()) else {
                     state.writing[lane.index()] = false;
@@ -440,6 +466,7 @@ impl Peer {
                 }
                 Wrote::Failed => {
                     writer.batch.clear();
+                    writer.unflushed = false;
                     if let Some((connection, _)) = writer.stream.take() {
                         self.closed(shared, lane, connection);
                     }

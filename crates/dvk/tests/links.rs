@@ -267,6 +267,7 @@ impl RawPeer {
             incarnation,
             proof: Vec::new(),
             heartbeat: 1 << 40,
+            stale: u64::MAX,
             silence: 1 << 40,
             reconnect: 1 << 40,
         };

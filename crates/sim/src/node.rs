@@ -161,6 +161,7 @@ impl Core {
             incarnation: self.incarnation,
             proof: Vec::new(),
             heartbeat: 100 * MILLISECOND,
+            stale: u64::MAX,
             silence: self.reconnect,
             reconnect: self.reconnect,
         }

@@ -76,6 +76,12 @@ pub enum HelloError {
         /// The node.
         node: NodeId,
     },
+    /// A certificate is not valid any more.
+    #[error("the certificate of node {node} was revoked; it has to join the cluster anew")]
+    Revoked {
+        /// Whose.
+        node: NodeId,
+    },
     /// Two ends claim the same node number.
     #[error("the other side has our own node number {0}")]
     Ourselves(NodeId),

@@ -105,6 +105,8 @@ pub(crate) struct Lane {
     pub(crate) sent_frames: u64,
     pub(crate) sent_bytes: u64,
     pub(crate) delivered: u64,
+    pub(crate) delivered_bytes: u64,
+    pub(crate) connections: u64,
 }
 
 impl Lane {
@@ -142,6 +144,7 @@ impl Lane {
         self.resent += self.written.saturating_sub(received);
         self.written = received;
         self.open = true;
+        self.connections += 1;
         self.lost_since = None;
         self.last_heard = now;
         Ok(())
@@ -210,6 +213,7 @@ impl Lane {
             _ => {
                 self.received += 1;
                 self.delivered += 1;
+                self.delivered_bytes += frame.wire_len() as u64;
                 self.received_frames += 1;
                 self.received_bytes += frame.wire_len();
                 if self.received_frames >= ACK_FRAMES || self.received_bytes >= ACK_BYTES {

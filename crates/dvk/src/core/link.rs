@@ -20,6 +20,8 @@ pub enum Goodbye {
     Ended = 2,
     /// The other side broke the protocol.
     Protocol = 3,
+    /// The other side's certificate is revoked.
+    Revoked = 4,
 }
 
 /// Constant properties of the own end.
@@ -35,6 +37,9 @@ pub struct LinkConfig {
     pub proof: Vec<u8>,
     /// Something is written at least this often, ns.
     pub heartbeat: u64,
+    /// A connection on which nothing was heard for so long is made anew, ns: where a network can
+    /// lose a connection without a word, another one may get through. `u64::MAX`: never.
+    pub stale: u64,
     /// A peer that was silent on a connection for so long is given up, ns.
     pub silence: u64,
     /// A peer that has not come back so long after a cut is given up, ns.
@@ -58,6 +63,8 @@ pub enum DownReason {
     GivenUp,
     /// It broke the protocol.
     Protocol,
+    /// Its certificate was revoked, or ours was, as it says.
+    Revoked,
     /// The own node ends.
     Closed,
     /// The user of the own node gave it up.
@@ -118,12 +125,16 @@ pub enum LinkError {
 pub struct LaneStatistics {
     /// Whether a connection is open.
     pub open: bool,
+    /// Connections that were open, one after the other.
+    pub connections: u64,
     /// Data frames written, repeated ones included.
     pub sent_frames: u64,
     /// Bytes of them.
     pub sent_bytes: u64,
     /// Data frames delivered.
     pub delivered: u64,
+    /// Bytes of them.
+    pub delivered_bytes: u64,
     /// Data frames that came twice and were dropped.
     pub duplicates: u64,
     /// Data frames written again after a cut.
@@ -229,6 +240,9 @@ impl Link {
                     (DownReason::GivenUp, Some(HelloError::Ended { node: self.config.node }))
                 }
                 status if status == Goodbye::Protocol as u8 => (DownReason::Protocol, None),
+                status if status == Goodbye::Revoked as u8 => {
+                    (DownReason::Revoked, Some(HelloError::Revoked { node: self.config.node }))
+                }
                 _ => (DownReason::Left, None),
             };
             let opened = self.lane(lane).open;
@@ -302,7 +316,7 @@ impl Link {
         if self.incarnation().is_none() {
             return Vec::new();
         }
-        let LinkConfig { heartbeat, silence, reconnect, .. } = self.config;
+        let LinkConfig { heartbeat, stale, silence, reconnect, .. } = self.config;
         let mut outputs = Vec::new();
         for lane in Lane::ALL {
             let state = self.lane_mut(lane);
@@ -314,7 +328,12 @@ impl Link {
             } else if state.is_overrun() {
                 DownReason::Overrun
             } else {
-                if state.tick(now, heartbeat) {
+                if let Some(connection) = state.connection
+                    && now.saturating_sub(state.last_heard) >= stale
+                {
+                    state.detach(now);
+                    outputs.push(Output::Close { lane, connection });
+                } else if state.tick(now, heartbeat) {
                     outputs.push(Output::Write(lane));
                 }
                 continue;
@@ -350,9 +369,11 @@ impl Link {
         let (buffered_frames, buffered_bytes) = state.buffered();
         LaneStatistics {
             open: state.open,
+            connections: state.connections,
             sent_frames: state.sent_frames,
             sent_bytes: state.sent_bytes,
             delivered: state.delivered,
+            delivered_bytes: state.delivered_bytes,
             duplicates: state.duplicates,
             resent: state.resent,
             buffered_frames,
@@ -419,6 +440,7 @@ impl Link {
         let tell = match reason {
             DownReason::Left | DownReason::GivenUp | DownReason::Closed => None,
             DownReason::Protocol => Some(Goodbye::Protocol),
+            DownReason::Revoked => Some(Goodbye::Revoked),
             _ => Some(Goodbye::Ended),
         };
         self.state = State::Away { ended: incarnation };

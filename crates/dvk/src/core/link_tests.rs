@@ -13,6 +13,7 @@ fn link(node: u16, incarnation: u64, peer: u16) -> Link {
         incarnation,
         proof: Vec::new(),
         heartbeat: 10,
+        stale: u64::MAX,
         silence: 100,
         reconnect: 50,
     };
@@ -244,4 +245,39 @@ fn a_peer_that_takes_nothing_is_given_up_at_the_bound() {
     assert!(!one.tick(1).iter().any(|output| matches!(output, Output::Down { .. })));
     one.send(Lane::Small, post(0)).unwrap();
     assert!(one.tick(1).contains(&Output::Down { incarnation: 1, reason: DownReason::Overrun }));
+}
+
+#[test]
+fn a_connection_that_brings_nothing_is_made_anew_and_the_session_goes_on() {
+    let config = |node| LinkConfig {
+        cluster: [1; 16],
+        node: NodeId(node),
+        incarnation: 1,
+        proof: Vec::new(),
+        heartbeat: 10,
+        stale: 40,
+        silence: 1000,
+        reconnect: 500,
+    };
+    let mut one = Link::new(config(1), NodeId(2));
+    let mut two = Link::new(config(2), NodeId(1));
+    join(&mut one, &mut two, Lane::Small, 1, 0);
+    assert!(one.send(Lane::Small, post(1)).unwrap());
+    // Written, and swallowed by the network.
+    assert!(!written(&mut one, Lane::Small, 1).is_empty());
+    assert!(!one.tick(39).iter().any(|output| matches!(output, Output::Close { .. })));
+    let outputs = one.tick(45);
+    assert!(outputs.contains(&Output::Close { lane: Lane::Small, connection: 1 }), "{outputs:?}");
+    assert!(one.incarnation().is_some() && !one.is_open(Lane::Small));
+    two.closed(Lane::Small, 1, 46);
+    join(&mut one, &mut two, Lane::Small, 2, 50);
+    assert_eq!(carry(&mut one, &mut two, Lane::Small, 2, 51), [1], "sent again");
+    assert_eq!(one.statistics(Lane::Small).connections, 2);
+    // And when nobody comes back, the peer is given up.
+    one.closed(Lane::Small, 2, 60);
+    let outputs = one.tick(560);
+    assert!(
+        outputs.contains(&Output::Down { incarnation: 1, reason: DownReason::Cut }),
+        "{outputs:?}"
+    );
 }

@@ -9,6 +9,7 @@ pub mod lane;
 pub mod link;
 #[cfg(test)]
 mod link_tests;
+pub mod mux;
 pub mod registry;
 
 /// A map whose order of iteration is the same in every run (simulations are replayed by seed).
