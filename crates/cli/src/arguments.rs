@@ -48,7 +48,15 @@ pub(crate) enum Command {
     /// Start, stop and list the daemons of nodes.
     #[command(
         subcommand,
-        after_help = "Examples:\n  dvs node start --count 3\n  dvs node ls\n  dvs node stop --all"
+        after_help = "Examples:
+  dvs node start --count 3                              three nodes on this machine
+  dvs node ls
+  dvs node stop --all
+
+Hosts:
+  a$ dvs node start --listen 10.0.0.1                   makes a cluster
+  a$ dvs node token | ssh b dvs node join --token-file -
+  a$ dvs run --nodes 2 -- make -j8"
     )]
     Node(NodeCommand),
     /// Say what this machine can do, what is missing and how to fix it.
@@ -143,6 +151,7 @@ pub(crate) struct ProgramArguments {
 #[command(after_help = "Examples:
   dvs run -- make -j4                    the current folder is shared, so the result is here
   dvs run --nodes 3 --stats -- make -j6  with nothing running, three nodes for this command
+  dvs run --hosts b,me@c -- make -j16    this host and two more, over your ssh
   dvs run --isolated -- make install     all writes stay in the container and vanish with it
   dvs run -v /srv/data:/data:ro -- ls /data
   dvs run --image ./rootfs -it -- sh     another root than this machine's
@@ -156,6 +165,10 @@ pub(crate) struct RunArguments {
     /// [default: all daemons that run, or one].
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) nodes: Option<u16>,
+    /// On this host and on these, which are reached by your ssh. Nothing has to be installed there;
+    /// only a cached copy of dvs remains.
+    #[arg(long, value_name = "[USER@]HOST,...", value_delimiter = ',', conflicts_with = "nodes")]
+    pub(crate) hosts: Vec<String>,
     /// Name of the container [default: made up].
     #[arg(long, value_name = "DC")]
     pub(crate) name: Option<String>,
@@ -271,13 +284,100 @@ pub(crate) enum NodeCommand {
     )]
     Ls(ListArguments),
     /// Start daemons that stay until they are stopped.
-    #[command(
-        after_help = "Examples:\n  dvs node start\n  dvs node start --count 3\n  dvs node start --name build1"
-    )]
+    #[command(after_help = "Examples:
+  dvs node start
+  dvs node start --count 3
+  dvs node start --name build1
+  dvs node start --listen 10.0.0.1        the first node of a cluster of hosts
+
+A host that belongs to a cluster (dvs node join) has one node; start it with: dvs node start")]
     Start(NodeStartArguments),
     /// Stop daemons and end all that runs on them.
     #[command(after_help = "Examples:\n  dvs node stop n1\n  dvs node stop --all --force")]
     Stop(NodeStopArguments),
+    /// Print a token by which another host can join this cluster.
+    #[command(
+        after_help = "Examples:\n  dvs node token\n  dvs node token | ssh b dvs node join --token-file -\n  dvs node token --uses 10 --for 1h\n\nWhoever has the token can join while it is valid: treat it as a password."
+    )]
+    Token(NodeTokenArguments),
+    /// Join the cluster of another host with a token of its.
+    #[command(
+        after_help = "Examples:\n  dvs node join --token-file token\n  dvs node join 10.0.0.1:7117 --token-file -   from standard input\n  dvs node join --token dvs1...                other users see it in the list of processes"
+    )]
+    Join(NodeJoinArguments),
+    /// Remove nodes from the cluster for good: their certificates are revoked.
+    #[command(after_help = "Examples:\n  dvs node rm n3")]
+    Rm {
+        /// Which.
+        #[arg(required = true, value_name = "NODE")]
+        nodes: Vec<String>,
+        #[command(flatten)]
+        list: ListArguments,
+    },
+    /// Forget the cluster that this host belongs to.
+    #[command(
+        after_help = "Examples:\n  dvs node leave\n\nThe others know this host until it is removed there: dvs node rm NODE."
+    )]
+    Leave {
+        /// Also when this host keeps the cluster's authority: nobody can join any more then.
+        #[arg(short, long)]
+        force: bool,
+        #[command(flatten)]
+        list: ListArguments,
+    },
+    /// Replace this host's certificate and key; the old ones are revoked.
+    #[command(
+        after_help = "Examples:\n  dvs node rotate\n\nIt is done by itself long before a certificate ends; do it when a key may be known to others."
+    )]
+    Rotate(ListArguments),
+}
+
+/// Arguments of `dvs node token`.
+#[derive(Debug, Args)]
+pub(crate) struct NodeTokenArguments {
+    /// How many hosts may join with it.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) uses: u32,
+    /// How long it is valid: seconds, or with a unit (s, m, h, d).
+    #[arg(long = "for", value_name = "TIME", default_value = "15m")]
+    pub(crate) life: String,
+    #[command(flatten)]
+    pub(crate) list: ListArguments,
+}
+
+/// Arguments of `dvs node join`.
+#[derive(Debug, Args)]
+pub(crate) struct NodeJoinArguments {
+    /// Where the cluster's first node is reached [default: as the token says].
+    #[arg(value_name = "HOST[:PORT]")]
+    pub(crate) address: Option<String>,
+    /// File with the token; - is standard input.
+    #[arg(long, value_name = "FILE", required_unless_present = "token", conflicts_with = "token")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// The token itself. Other users of this machine can see it; prefer --token-file.
+    #[arg(long, value_name = "TOKEN")]
+    pub(crate) token: Option<String>,
+    /// Name [default: n2, n3, ...].
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) place: PlaceArguments,
+    /// Shift its monotonic clock, seconds (for tests).
+    #[arg(long, value_name = "S", allow_hyphen_values = true, hide = true)]
+    pub(crate) clock_offset: Option<i64>,
+    #[command(flatten)]
+    pub(crate) list: ListArguments,
+}
+
+/// Where a node is found by others.
+#[derive(Debug, Args)]
+pub(crate) struct PlaceArguments {
+    /// Take links of other hosts at this address of this host [port: 7117].
+    #[arg(long, value_name = "IP[:PORT]")]
+    pub(crate) listen: Option<String>,
+    /// What others are to connect to, where that is another address.
+    #[arg(long, value_name = "IP:PORT")]
+    pub(crate) advertise: Option<String>,
 }
 
 /// Arguments of `dvs node start`.
@@ -289,6 +389,8 @@ pub(crate) struct NodeStartArguments {
     /// Name, for a single one [default: n1, n2, ...].
     #[arg(long, conflicts_with = "count")]
     pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) place: PlaceArguments,
     /// Shift its monotonic clock, seconds (for tests).
     #[arg(long, value_name = "S", allow_hyphen_values = true, hide = true)]
     pub(crate) clock_offset: Option<i64>,
@@ -315,6 +417,8 @@ pub(crate) struct NodeStopArguments {
 /// `dvs internal ...`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum InternalCommand {
+    /// A node whose only way to the others is its standard input and output; started over ssh.
+    Host,
     /// The keeper of one container on one node; started by its daemon with a socket.
     Keeper {
         /// Arguments of the keeper.

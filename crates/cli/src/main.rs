@@ -7,12 +7,14 @@ mod attach;
 mod doctor;
 mod environment;
 mod failure;
+mod hosts;
 mod lists;
 mod nodes;
 mod output;
 mod quantities;
 mod run;
 mod shares;
+mod ssh;
 mod stdio;
 mod terminal;
 
@@ -67,6 +69,10 @@ fn execute(line: CommandLine) -> Result<u8, Failure> {
         Command::Doctor(list) => doctor::doctor(&list),
         Command::Completion { shell } => completion(shell),
         Command::Version(list) => version(&list),
+        Command::Internal(InternalCommand::Host) => {
+            Ok(u8::try_from(dvs_node::uplink::run(std::io::stdin(), std::io::stdout()))
+                .unwrap_or(EXIT_DVS))
+        }
         Command::Internal(InternalCommand::Keeper { .. }) => {
             Err(Failure::new("the keeper is started by its daemon alone"))
         }

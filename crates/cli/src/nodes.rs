@@ -2,11 +2,12 @@
 
 use crate::arguments::{ListArguments, NodeCommand, NodeStartArguments, NodeStopArguments};
 use crate::failure::{Failure, print_warning};
+use crate::hosts;
 use crate::output::{self, Table};
 use dvs_node::client::Client;
 use dvs_node::cluster;
 use dvs_node::folders::Folders;
-use dvs_node::protocol::{NodeInfo, Request};
+use dvs_node::protocol::{LinkInfo, NodeInfo, Request};
 use dvs_sys::descriptor;
 use dvs_sys::features::Features;
 use dvs_sys::process;
@@ -71,6 +72,11 @@ pub(crate) fn command(command: NodeCommand) -> Result<u8, Failure> {
         NodeCommand::Ls(list) => ls(&list),
         NodeCommand::Start(arguments) => start(&arguments),
         NodeCommand::Stop(arguments) => stop(&arguments),
+        NodeCommand::Token(arguments) => hosts::token(&arguments),
+        NodeCommand::Join(arguments) => hosts::join(&arguments),
+        NodeCommand::Rm { nodes, list } => hosts::remove(&nodes, &list),
+        NodeCommand::Leave { force, list } => hosts::leave(force, &list),
+        NodeCommand::Rotate(list) => hosts::rotate(&list),
     }
 }
 
@@ -78,7 +84,14 @@ fn ls(list: &ListArguments) -> Result<u8, Failure> {
     let folders = Folders::of_process();
     folders.clean_stale();
     let reached = all(&folders);
-    let infos: Vec<NodeInfo> = reached.nodes.into_iter().map(|(_, info)| info).collect();
+    let mut infos: Vec<NodeInfo> = Vec::new();
+    for (client, info) in reached.nodes {
+        // Members of a cluster of hosts know the others.
+        match (&info.address, client.cluster()) {
+            (Some(_), Ok(all)) => infos.extend(all),
+            _ => infos.push(info),
+        }
+    }
     print_nodes(&infos, list)?;
     report(reached.failures)
 }
@@ -91,13 +104,22 @@ fn report(failures: Vec<Failure>) -> Result<u8, Failure> {
     last.map_or(Ok(0), Err)
 }
 
-fn print_nodes(infos: &[NodeInfo], list: &ListArguments) -> Result<(), Failure> {
+pub(crate) fn print_nodes(infos: &[NodeInfo], list: &ListArguments) -> Result<(), Failure> {
     if list.json {
         let rows: Vec<serde_json::Value> = infos.iter().map(json).collect();
         return output::print_json(&rows.into());
     }
-    let mut table =
-        Table::new(&["NODE", "ID", "PID", "CPUS", "MEMORY", "CONTAINERS", "LINKS", "KIND"]);
+    let mut table = Table::new(&[
+        "NODE",
+        "ID",
+        "PID",
+        "CPUS",
+        "MEMORY",
+        "CONTAINERS",
+        "LINKS",
+        "KIND",
+        "ADDRESS",
+    ]);
     for info in infos {
         let links: Vec<String> = info.linked.iter().map(ToString::to_string).collect();
         table.row(vec![
@@ -109,13 +131,18 @@ fn print_nodes(infos: &[NodeInfo], list: &ListArguments) -> Result<(), Failure> 
             info.containers.to_string(),
             if links.is_empty() { "-".into() } else { links.join(",") },
             kind(info).into(),
+            info.address.clone().unwrap_or_else(|| "-".into()),
         ]);
     }
     table.print()
 }
 
 fn kind(info: &NodeInfo) -> &'static str {
-    if info.ephemeral { "one command" } else { "staying" }
+    match info {
+        NodeInfo { down: true, .. } => "not reached",
+        NodeInfo { ephemeral: true, .. } => "one command",
+        _ => "staying",
+    }
 }
 
 fn json(info: &NodeInfo) -> serde_json::Value {
@@ -131,6 +158,23 @@ fn json(info: &NodeInfo) -> serde_json::Value {
         "containers": info.containers,
         "links": info.linked,
         "ephemeral": info.ephemeral,
+        "address": info.address,
+        "reached": !info.down,
+        "link_statistics": info.links.iter().map(link).collect::<Vec<_>>(),
+    })
+}
+
+fn link(link: &LinkInfo) -> serde_json::Value {
+    serde_json::json!({
+        "node": link.node,
+        "open": link.open,
+        "connections": link.connections,
+        "sent": link.sent,
+        "sent_bytes": link.sent_bytes,
+        "received": link.received,
+        "received_bytes": link.received_bytes,
+        "resent": link.resent,
+        "waiting_bytes": link.waiting_bytes,
     })
 }
 
@@ -140,6 +184,10 @@ fn start(arguments: &NodeStartArguments) -> Result<u8, Failure> {
     check_machine()?;
     let running = staying(&folders)?;
     let infos: Vec<NodeInfo> = running.nodes.into_iter().map(|(_, info)| info).collect();
+    if let Some(info) = hosts::start(arguments, &folders, &infos)? {
+        print_nodes(&[info], &arguments.list)?;
+        return Ok(0);
+    }
     let names = cluster::free_names(&infos, arguments.count, arguments.name.as_deref())?;
     let offset = arguments.clock_offset.unwrap_or(0);
     let started = cluster::start_staying(&folders, &names, &infos, offset)?;

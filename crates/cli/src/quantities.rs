@@ -46,6 +46,28 @@ pub(crate) fn memory(word: &str) -> Result<u64, Failure> {
     number.checked_mul(factor).filter(|bytes| *bytes >= MIN_MEMORY).ok_or_else(wrong)
 }
 
+/// A time in seconds: a number, with `s`, `m`, `h` or `d` behind it if wanted.
+pub(crate) fn seconds(word: &str) -> Result<u64, Failure> {
+    let wrong = || {
+        Failure::new(format!(
+            "{word:?} is no time; give seconds, or a number with s, m, h or d: 15m"
+        ))
+    };
+    let (number, unit) = match word.strip_suffix(['s', 'm', 'h', 'd']) {
+        Some(number) => (number, word.get(number.len()..).unwrap_or_default()),
+        None => (word, "s"),
+    };
+    let factor = match unit {
+        "m" => 60,
+        "h" => 3600,
+        "d" => 24 * 3600,
+        _ => 1,
+    };
+    let plain = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    let number: u64 = number.parse().ok().filter(|_| plain).ok_or_else(wrong)?;
+    number.checked_mul(factor).ok_or_else(wrong)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -62,6 +84,16 @@ mod tests {
         }
         for word in ["", "m", "1", "1.5g", "99999999999t", "5x"] {
             assert!(memory(word).unwrap_err().message.contains(&format!("--memory {word}:")));
+        }
+    }
+
+    #[test]
+    fn times_are_read() {
+        for (word, seconds) in [("0", 0), ("90", 90), ("90s", 90), ("15m", 900), ("2h", 7200)] {
+            assert_eq!(super::seconds(word).unwrap(), seconds);
+        }
+        for wrong in ["", "m", "1x", "-1", "+1", "1.5h", "1 m", "99999999999999999d"] {
+            assert!(super::seconds(wrong).unwrap_err().message.contains("15m"), "{wrong}");
         }
     }
 }

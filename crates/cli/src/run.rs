@@ -7,7 +7,7 @@ use crate::attach::{self, Signals, Streams};
 use crate::environment::{self, Sources};
 use crate::failure::{Failure, print_error};
 use crate::nodes::{self, Reached};
-use crate::{quantities, shares};
+use crate::{quantities, shares, ssh};
 use dvs_node::client::Client;
 use dvs_node::cluster::Ephemeral;
 use dvs_node::folders::{Folders, reason};
@@ -35,18 +35,36 @@ pub(crate) fn run(arguments: RunArguments) -> Result<u8, Failure> {
 
     let folders = Folders::of_process();
     folders.clean_stale();
-    let running = nodes::staying(&folders)?;
+    let remote: Vec<ssh::Target> =
+        arguments.hosts.iter().map(|word| ssh::Target::parse(word)).collect::<Result<_, _>>()?;
+    // The hosts of one command are nodes of a session of its own.
+    let running = if remote.is_empty() {
+        nodes::staying(&folders)?
+    } else {
+        Reached { nodes: Vec::new(), failures: Vec::new() }
+    };
+    let mut connections = None;
     let (session, client, available) = match running {
         Reached { nodes, .. } if !nodes.is_empty() => {
-            let count = u16::try_from(nodes.len()).unwrap_or(u16::MAX);
-            let (client, _) = nodes.into_iter().next().ok_or_else(|| Failure::new("no node"))?;
+            let (client, info) = nodes.into_iter().next().ok_or_else(|| Failure::new("no node"))?;
+            // Itself and those that it is linked to, on this host and on others.
+            let count = u16::try_from(info.linked.len() + 1).unwrap_or(u16::MAX);
             (None, client, count)
         }
         _ => {
             nodes::check_machine()?;
             let count = arguments.nodes.unwrap_or(1);
             let (session, client) = Ephemeral::start(&folders, count, &arguments.clock_offset)?;
-            (Some(session), client, count)
+            match ssh::connect(&remote, &client, session.cluster()) {
+                Ok(made) => connections = Some(made),
+                Err(failure) => {
+                    drop(client);
+                    session.end();
+                    folders.tidy();
+                    return Err(failure);
+                }
+            }
+            (Some(session), client, count + u16::try_from(remote.len()).unwrap_or(u16::MAX))
         }
     };
     if let Some(wanted) = options.nodes.filter(|wanted| *wanted > available) {
@@ -64,6 +82,8 @@ pub(crate) fn run(arguments: RunArguments) -> Result<u8, Failure> {
     drop(client);
     if let Some(session) = session {
         session.end();
+        // The streams have ended with the home: what runs at their far ends ends now.
+        drop(connections);
         // Of a daemon that was killed meanwhile.
         folders.clean_stale();
         folders.tidy();

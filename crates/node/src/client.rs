@@ -101,6 +101,17 @@ impl Client {
         }
     }
 
+    /// All nodes of its cluster, as it knows them.
+    ///
+    /// # Errors
+    /// As [`Client::ask`].
+    pub fn cluster(&self) -> Result<Vec<NodeInfo>, Failure> {
+        match self.ask(&Request::Cluster)? {
+            Response::Nodes(list) => Ok(list),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
     /// The containers whose home it is.
     ///
     /// # Errors

@@ -7,6 +7,7 @@
 use crate::client::Client;
 use crate::daemon::{self, DaemonConfig, Inherited};
 use crate::folders::{Folders, MAX_NODES, Session, reason};
+use crate::membership::store::Identity;
 use crate::protocol::{Failure, NodeInfo, Peer, Request};
 use dvs_container::KeeperProgram;
 use dvs_sys::descriptor::{self, SocketKind};
@@ -14,9 +15,14 @@ use dvs_sys::{fork, process};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// How long a daemon of a session may take to end what it runs, in milliseconds, before it is killed.
 const END_PATIENCE: u32 = 15_000;
+/// How long a new member is waited for until it is linked to the cluster.
+const MEMBER_PATIENCE: Duration = Duration::from_secs(10);
+/// Time between two looks at it.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Daemons that live as long as one command.
 #[derive(Debug)]
@@ -65,7 +71,7 @@ impl Ephemeral {
         held: &OwnedFd,
     ) -> Result<Client, Failure> {
         let keeper = keeper_program()?;
-        let cluster = u64::from_str_radix(&self.session.id, 16).unwrap_or(1);
+        let cluster = self.cluster();
         let mut sockets = Vec::new();
         for id in 1..=count {
             let name = format!("n{id}");
@@ -75,6 +81,7 @@ impl Ephemeral {
                 name: name.clone(),
                 id,
                 cluster,
+                member: false,
                 session: Some(self.session.path.clone()),
                 clock_offset: clock_offsets.get(usize::from(id) - 1).copied().unwrap_or(0),
             };
@@ -88,6 +95,12 @@ impl Ephemeral {
         link_all(&clients)?;
         let home = clients.into_iter().next();
         home.map(|(client, _)| client).ok_or_else(|| Failure::new("no node was started"))
+    }
+
+    /// The cluster of the session's nodes.
+    #[must_use]
+    pub fn cluster(&self) -> [u8; 16] {
+        padded(u64::from_str_radix(&self.session.id, 16).unwrap_or(1))
     }
 
     /// Ends all daemons with all that they run, waits for it, and removes the session's folder.
@@ -131,7 +144,8 @@ pub fn start_staying(
             state: folders.state.clone(),
             name: name.clone(),
             id: *id,
-            cluster: cluster_of(&folders.run),
+            cluster: padded(cluster_of(&folders.run)),
+            member: false,
             session: None,
             clock_offset,
         };
@@ -148,6 +162,42 @@ pub fn start_staying(
         known.push(info.clone());
     }
     clients.iter().map(|(client, _)| client.node()).collect()
+}
+
+/// Starts the daemon that takes this host's place in a cluster of hosts, and waits until it is linked
+/// to the one that decides there, if that can be reached.
+///
+/// # Errors
+/// When it does not come up.
+pub fn start_member(
+    folders: &Folders,
+    identity: &Identity,
+    clock_offset: i64,
+) -> Result<NodeInfo, Failure> {
+    folders.prepare()?;
+    let keeper = keeper_program()?;
+    let config = DaemonConfig {
+        folder: folders.nodes().join(&identity.name),
+        state: folders.state.clone(),
+        name: identity.name.clone(),
+        id: identity.node,
+        cluster: identity.cluster,
+        member: true,
+        session: None,
+        clock_offset,
+    };
+    let (_, socket) = start_daemon(config, &keeper, None, None)?;
+    let clients = connect_all(vec![(identity.name.clone(), socket)])?;
+    let (client, mut info) = clients.into_iter().next().ok_or_else(|| Failure::new("no node"))?;
+    let start = std::time::Instant::now();
+    let alone = |info: &NodeInfo| {
+        identity.node != identity.registrar && !info.linked.contains(&identity.registrar)
+    };
+    while alone(&info) && start.elapsed() < MEMBER_PATIENCE {
+        std::thread::sleep(LOOK_AGAIN);
+        info = client.node()?;
+    }
+    Ok(info)
 }
 
 /// Free names and numbers for daemons that stay.
@@ -189,6 +239,14 @@ fn cluster_of(run: &Path) -> u64 {
     run.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
     })
+}
+
+fn padded(number: u64) -> [u8; 16] {
+    let mut cluster = [0; 16];
+    if let Some(head) = cluster.first_chunk_mut::<8>() {
+        *head = number.to_le_bytes();
+    }
+    cluster
 }
 
 /// What the keepers of all daemons of one start run.
@@ -295,6 +353,9 @@ mod tests {
             linked: Vec::new(),
             ephemeral: false,
             link: PathBuf::new(),
+            address: None,
+            links: Vec::new(),
+            down: false,
         }
     }
 

@@ -2,7 +2,9 @@
 
 use crate::client::check_hello;
 use crate::host::{Host, Program};
+use crate::hosts;
 use crate::protocol::{Ended, Failure, Hello, Request, Response};
+use crate::uplink;
 use crate::wire::{self, WireError};
 use dvs_sys::descriptor;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -126,6 +128,10 @@ fn converse(
                     host.stop();
                 }
             }
+            Request::TakeIn(nodes) => {
+                let taken = uplink::take_in_all(host, &nodes, descriptors);
+                answers.send(&taken.map_or_else(Response::Failed, |()| Response::Done), &[])?;
+            }
             plain => {
                 let answer = answer(host, plain).unwrap_or_else(Response::Failed);
                 answers.send(&answer, &[])?;
@@ -187,6 +193,12 @@ fn answer(host: &Arc<Host>, request: Request) -> Result<Response, Failure> {
         Request::Processes(of) => host.processes(of.as_deref()).map(Response::Processes),
         Request::Containers => Ok(Response::Containers(host.containers())),
         Request::Remove(name) => host.remove(&name).map(|()| Response::Done),
+        Request::Cluster => Ok(Response::Nodes(hosts::nodes(host))),
+        Request::Token { life, uses } => {
+            hosts::membership(host)?.token(life, uses).map(Response::Token)
+        }
+        Request::RemoveNode(name) => hosts::remove(host, &name).map(|()| Response::Done),
+        Request::Rotate => hosts::rotate(host).map(|()| Response::Done),
         other => Err(Failure::new(format!("{} is no question", brief(&other)))),
     }
 }

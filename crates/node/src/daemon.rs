@@ -9,6 +9,7 @@ use crate::folders::{self, OwnedFolder, control_socket, link_socket, reason};
 use crate::host::Host;
 use crate::journal;
 use crate::protocol::{Failure, Hello, Request, Response};
+use crate::uplink::Uplink;
 use crate::wire;
 use dvs_container::KeeperProgram;
 use dvs_sys::descriptor::{self, Poll};
@@ -31,7 +32,9 @@ pub struct DaemonConfig {
     /// Its number, unique in the cluster.
     pub id: u16,
     /// Number of the cluster.
-    pub cluster: u64,
+    pub cluster: [u8; 16],
+    /// It takes the host's place in a cluster of hosts (see [`crate::membership`]).
+    pub member: bool,
     /// Folder of the session that it belongs to, if it lives for one command only.
     pub session: Option<PathBuf>,
     /// Seconds by which its monotonic and boot clocks are ahead, for tests: on one machine all
@@ -59,23 +62,46 @@ const ENDING: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 /// one thread (see [`crate::cluster`]).
 #[must_use]
 pub fn run(config: DaemonConfig, inherited: Inherited) -> i32 {
+    run_with(config, inherited, None)
+}
+
+/// The same for a node whose only way to the others is a byte stream.
+pub(crate) fn run_with(
+    config: DaemonConfig,
+    inherited: Inherited,
+    mut uplink: Option<Uplink>,
+) -> i32 {
     let Inherited { control, lifeline, keeper, membership } = inherited;
     if let Some(keeper) = keeper {
         KeeperProgram::adopt(keeper);
     }
     let control = control.map(UnixStream::from);
     let session = config.session.clone();
-    let code = match Ready::make(config) {
-        Ok(ready) => {
-            ready.serve(control, lifeline.as_ref());
-            0
-        }
-        Err(failure) => {
-            log::error!("{failure}");
-            if let Some(control) = control {
-                tell_failure(&control, &failure);
+    let mut control = control;
+    let code = loop {
+        match Ready::make(config.clone()) {
+            Ok(ready) => {
+                if let Some(uplink) = uplink.take()
+                    && let Err(error) = uplink.serve(&ready.host)
+                {
+                    log::error!("the stream to the command: {error}");
+                    ready.host.stop();
+                }
+                // A new life is like a new start, except that the command that made the first is gone.
+                if !ready.serve(control.take(), lifeline.as_ref()) {
+                    break 0;
+                }
             }
-            1
+            Err(failure) => {
+                log::error!("{failure}");
+                if let Some(uplink) = uplink {
+                    uplink.fail(&failure);
+                }
+                if let Some(control) = control {
+                    tell_failure(&control, &failure);
+                }
+                break 1;
+            }
         }
     };
     drop(membership);
@@ -140,7 +166,8 @@ impl Ready {
         Ok(Ready { host, folder, listener, signals })
     }
 
-    fn serve(self, control: Option<UnixStream>, lifeline: Option<&OwnedFd>) {
+    /// Serves until it is told to end. True: a new life is to begin.
+    fn serve(self, control: Option<UnixStream>, lifeline: Option<&OwnedFd>) -> bool {
         let Ready { host, folder, listener, signals } = self;
         log::info!("node {} serves at {}", host.config().name, folder.path.display());
         if let Some(control) = control {
@@ -178,6 +205,7 @@ impl Ready {
         host.end();
         log::info!("node {} ends", host.config().name);
         drop(folder);
+        host.is_renewing()
     }
 }
 

@@ -7,11 +7,15 @@ use crate::dc::member;
 use crate::dc::messages::{Answer, Call, Description, decode, encode};
 use crate::dc::part::Part;
 use crate::folders::{OwnedFolder, fresh_number, link_socket};
+use crate::hosts;
 use crate::machine::Machine;
+use crate::membership::Membership;
+use crate::membership::store::Store;
 use crate::names;
 use crate::protocol::{
     ContainerInfo, ContainerOptions, Ended, Failure, NodeInfo, Peer, ProcessInfo, ProgramOptions,
 };
+use crate::uplink::{self, Streams};
 use dvs_dvk::{DcId, Endpoint, Lane, Message, Node, NodeConfig, NodeEvent, NodeId};
 use dvs_sys::clock;
 use dvs_sys::poll::EventFd;
@@ -83,6 +87,10 @@ pub(crate) struct Host {
     ending: AtomicBool,
     parts: Mutex<BTreeMap<u64, PartSlot>>,
     names: Mutex<BTreeMap<u16, String>>,
+    membership: Option<Arc<Membership>>,
+    streams: Streams,
+    /// Its life was given up by others: it is to begin a new one.
+    renewing: AtomicBool,
 }
 
 impl Host {
@@ -91,19 +99,19 @@ impl Host {
         let failed =
             |error: &dyn std::fmt::Display| Failure::new(format!("node {}: {error}", config.name));
         let stop = EventFd::new().map_err(|error| failed(&error))?;
-        let mut cluster = [0; 16];
-        cluster[..8].copy_from_slice(&config.cluster.to_le_bytes());
         let incarnation = u64::try_from(clock::real()).unwrap_or(1).max(1);
         // The kernel cuts a unix socket the moment that its process ends; heartbeats are for daemons
         // that live and answer nothing, and every one of them wakes an idle machine.
         let dvk = Node::new(NodeConfig {
             heartbeat: HEARTBEAT,
             silence: SILENCE,
-            ..NodeConfig::new(config.id, cluster, incarnation)
+            ..NodeConfig::new(config.id, config.cluster, incarnation)
         });
         dvk.listen(link_socket(&config.folder)).map_err(|error| failed(&error))?;
         let own = dvk.dc(DcId(u64::from(config.id)), NodeId(config.id));
         let endpoint = own.bind(ENDPOINT).map_err(|error| failed(&error))?;
+        let store = config.member.then(|| Store::below(&config.state));
+        let membership = store.map(|store| Membership::open(store, &dvk)).transpose()?;
         let host = Arc::new(Host {
             stop,
             machine: Machine::look(),
@@ -115,6 +123,9 @@ impl Host {
             ending: AtomicBool::new(false),
             parts: Mutex::default(),
             names: Mutex::new(BTreeMap::from([(config.id, config.name.clone())])),
+            membership,
+            streams: Streams::default(),
+            renewing: AtomicBool::new(false),
             config,
         });
         let weak = Arc::downgrade(&host);
@@ -125,12 +136,55 @@ impl Host {
         });
         let weak: Weak<Host> = Arc::downgrade(&host);
         host.dvk.on_peer(move |event| {
+            if let NodeEvent::Refused { reason } = event {
+                log::warn!("link: {reason}");
+                return;
+            }
             log::debug!("link: {event:?}");
-            if let (NodeEvent::NodeDown { node, .. }, Some(host)) = (event, weak.upgrade()) {
+            let Some(host) = weak.upgrade() else { return };
+            if let NodeEvent::NodeDown { node, .. } = event {
                 host.node_lost(node.0);
             }
+            if let Some(membership) = &host.membership {
+                membership.wake();
+            }
         });
+        hosts::keep_linked(&host)?;
         Ok(host)
+    }
+
+    /// Its place in a cluster of hosts.
+    pub(crate) fn membership(&self) -> Option<&Arc<Membership>> {
+        self.membership.as_ref()
+    }
+
+    /// Byte streams to nodes that are reached by nothing else.
+    pub(crate) fn streams(&self) -> &Streams {
+        &self.streams
+    }
+
+    /// What a node is called.
+    pub(crate) fn name_of(&self, node: u16) -> String {
+        lock(&self.names).get(&node).cloned().unwrap_or_else(|| format!("n{node}"))
+    }
+
+    /// The name of a node is known.
+    pub(crate) fn name_node(&self, node: u16, name: String) {
+        lock(&self.names).insert(node, name);
+    }
+
+    /// Another node has given this life up, so there can be no link to it any more: the daemon
+    /// begins a new life as soon as nothing runs on it.
+    pub(crate) fn life_is_over(&self) {
+        if self.may_stop(false).is_ok() && !self.renewing.swap(true, Ordering::SeqCst) {
+            log::warn!("another node has given this one up: it begins anew");
+            self.stop();
+        }
+    }
+
+    /// Whether its end is to be followed by a new life.
+    pub(crate) fn is_renewing(&self) -> bool {
+        self.renewing.load(Ordering::SeqCst)
     }
 
     /// Who it is.
@@ -173,6 +227,9 @@ impl Host {
     /// Ends everything that runs on it, and its links.
     pub(crate) fn end(&self) {
         self.ending.store(true, Ordering::SeqCst);
+        if let Some(membership) = &self.membership {
+            membership.end();
+        }
         // Those that are being made end themselves as soon as they see it.
         let made = |homes: &mut BTreeMap<String, Slot>| {
             homes.values().any(|slot| matches!(slot, Slot::Reserved))
@@ -223,6 +280,9 @@ impl Host {
             linked: self.dvk.peers().into_iter().map(|(node, _)| node.0).collect(),
             ephemeral: self.config.session.is_some(),
             link: link_socket(&self.config.folder),
+            address: self.membership.as_ref().map(|member| member.address().to_string()),
+            links: hosts::links(&self.dvk),
+            down: false,
         }
     }
 
@@ -235,13 +295,19 @@ impl Host {
                     self.config.name, peer.name
                 ))
             })?;
-            lock(&self.names).insert(peer.id, peer.name.clone());
-            let hello = Call::Hello { name: self.config.name.clone() };
-            let answers = self.ask_all(&[peer.id], LINK_PATIENCE, || hello.clone()).wait();
-            for (node, answer) in answers {
-                if !matches!(answer, Ok(Answer::Done)) {
-                    return Err(self.failure(node, &answer));
-                }
+            self.greet(peer.id, &peer.name)?;
+        }
+        Ok(())
+    }
+
+    /// Says its name to a node that it has connected to.
+    pub(crate) fn greet(&self, node: u16, name: &str) -> Result<(), Failure> {
+        self.name_node(node, name.to_owned());
+        let address = self.membership.as_ref().map(|member| member.address());
+        let hello = Call::Hello { name: self.config.name.clone(), address };
+        for (node, answer) in self.ask_all(&[node], LINK_PATIENCE, || hello.clone()).wait() {
+            if !matches!(answer, Ok(Answer::Done)) {
+                return Err(self.failure(node, &answer));
             }
         }
         Ok(())
@@ -538,8 +604,11 @@ impl Host {
 
     fn answer(self: &Arc<Self>, from: u16, call: Call) -> Answer {
         match call {
-            Call::Hello { name } => {
-                lock(&self.names).insert(from, name);
+            Call::Hello { name, address } => {
+                self.name_node(from, name);
+                if let Some(membership) = &self.membership {
+                    membership.heard(from, address);
+                }
                 Answer::Done
             }
             Call::Join(description) if description.home == from => self.join(*description),
@@ -553,6 +622,18 @@ impl Host {
             Call::Leave { dc } => self.leave(dc, from),
             Call::Processes { dc } => {
                 self.part_of(dc, from).map_or_else(|| unknown(dc), |part| member::processes(&part))
+            }
+            Call::Roster(_) | Call::Renew { .. } | Call::Renewed | Call::Info => {
+                hosts::answer(self, from, call)
+            }
+            Call::Meet { node, name } if self.streams.is_uplink(from) => {
+                match uplink::connect(self, node, &name) {
+                    Ok(()) => Answer::Done,
+                    Err(failure) => Answer::Failed(failure.message),
+                }
+            }
+            Call::Meet { .. } => {
+                Answer::Failed("only a command's own node brings others together".into())
             }
             Call::Join(_) => Answer::Failed("only a container's home may ask to join it".into()),
         }
@@ -612,6 +693,9 @@ impl Host {
     /// A node is gone: containers at home here go on without it, parts of its containers end.
     fn node_lost(self: &Arc<Self>, node: u16) {
         log::warn!("node {node} is gone");
+        if self.config.session.is_some() && self.streams.is_uplink(node) {
+            self.stop();
+        }
         for home in self.running() {
             home.node_lost(node);
         }

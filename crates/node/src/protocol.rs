@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 /// Version of these messages; different versions refuse each other with a sentence.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 /// First field of a hello.
 pub const MAGIC: u32 = 0x6476_7321;
 /// Most bytes of a container's or node's name.
@@ -69,6 +69,22 @@ pub enum Request {
         /// Also when containers run on it.
         force: bool,
     },
+    /// All nodes of the cluster, as this one knows them. Answer: `Nodes`.
+    Cluster,
+    /// Let a number of nodes join. Answer: `Token`.
+    Token {
+        /// For so many seconds.
+        life: u64,
+        /// So many nodes.
+        uses: u32,
+    },
+    /// Remove a node from the cluster for good. Answer: `Done`.
+    RemoveNode(String),
+    /// Replace the node's certificate. Answer: `Done`.
+    Rotate,
+    /// Take in nodes at the far ends of byte streams: numbers and names; the streams come beside it,
+    /// in the same order. Answer: `Done`, when all are linked with each other.
+    TakeIn(Vec<(u16, String)>),
 }
 
 /// Daemon to command line.
@@ -97,6 +113,10 @@ pub enum Response {
     Containers(Vec<ContainerInfo>),
     /// It did not work.
     Failed(Failure),
+    /// To `Cluster`.
+    Nodes(Vec<NodeInfo>),
+    /// To `Token`.
+    Token(String),
 }
 
 /// Why a request failed.
@@ -161,6 +181,35 @@ pub struct NodeInfo {
     pub ephemeral: bool,
     /// Its link socket.
     pub link: PathBuf,
+    /// Where it takes links of other hosts, if it belongs to a cluster of hosts.
+    pub address: Option<String>,
+    /// Links that it has or had.
+    pub links: Vec<LinkInfo>,
+    /// It is known and cannot be reached; then only name, number and address are known.
+    pub down: bool,
+}
+
+/// One node's link to another, by its lanes together.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkInfo {
+    /// The other node.
+    pub node: u16,
+    /// Whether every lane has a connection.
+    pub open: bool,
+    /// Connections that were open, one after the other.
+    pub connections: u64,
+    /// Messages sent.
+    pub sent: u64,
+    /// Bytes of them.
+    pub sent_bytes: u64,
+    /// Messages received.
+    pub received: u64,
+    /// Bytes of them.
+    pub received_bytes: u64,
+    /// Messages sent again after a cut.
+    pub resent: u64,
+    /// Bytes that wait for an acknowledgement.
+    pub waiting_bytes: u64,
 }
 
 /// What image a container shows below its own files.

@@ -5,6 +5,8 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each file of tests uses a part")]
 
+pub mod net;
+
 use dvs_sys::process;
 use std::collections::BTreeSet;
 use std::fs;
@@ -177,7 +179,7 @@ fn cgroups() -> BTreeSet<PathBuf> {
     found
 }
 
-fn files(folder: &Path) -> Vec<String> {
+pub fn files(folder: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();

@@ -3,13 +3,15 @@
 //! Every daemon has an endpoint `daemon` in a system container of its own; these are the calls to it.
 //! Inside the container itself its servers and parts have endpoints of their own (see [`super::part`]).
 
-use crate::protocol::{NetworkOption, ProcessInfo};
+use crate::membership::core::Roster;
+use crate::protocol::{NetworkOption, NodeInfo, ProcessInfo};
 use dvs_dvk::Address;
 use dvs_pm::placement::Policy;
 use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
 
 /// Version of these messages.
-pub(crate) const VERSION: u16 = 1;
+pub(crate) const VERSION: u16 = 2;
 /// Most processes of one node told in one answer.
 pub(crate) const MAX_PROCESSES: usize = 8192;
 
@@ -69,6 +71,8 @@ pub(crate) enum Call {
     Hello {
         /// Its name.
         name: String,
+        /// Where it takes links of other hosts.
+        address: Option<SocketAddr>,
     },
     /// Build a part of the container. Answer: `Joined`.
     Join(Box<Description>),
@@ -88,6 +92,25 @@ pub(crate) enum Call {
     Processes {
         /// The container.
         dc: u64,
+    },
+    /// The members of the cluster, from the registrar. Answer: `Done`.
+    Roster(Box<Roster>),
+    /// To the registrar: certify a new key of the asking node. Answer: `Certificate`.
+    Renew {
+        /// The key's public part.
+        public: Vec<u8>,
+    },
+    /// To the registrar: the asking node shows its new certificate everywhere. Answer: `Done`.
+    Renewed,
+    /// Facts about the node. Answer: `Info`.
+    Info,
+    /// From the home of a command to a node that is reached through it alone: link to another such
+    /// node. Answer: `Done`.
+    Meet {
+        /// Its number.
+        node: u16,
+        /// Its name.
+        name: String,
     },
 }
 
@@ -109,6 +132,15 @@ pub(crate) enum Answer {
     Processes(Vec<ProcessInfo>),
     /// It did not work; a sentence.
     Failed(String),
+    /// A new certificate.
+    Certificate {
+        /// It, DER.
+        certificate: Vec<u8>,
+        /// When it ends, seconds since 1970.
+        ends: u64,
+    },
+    /// Facts.
+    Info(Box<NodeInfo>),
 }
 
 /// What one part did.
