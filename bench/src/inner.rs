@@ -17,6 +17,11 @@ pub(crate) enum Inner {
     },
     /// Nanoseconds of system calls: the name and the least of some batches.
     Calls,
+    /// The other process of `dvs-bench link`.
+    LinkPeer {
+        /// Where its certificate is.
+        folder: std::path::PathBuf,
+    },
 }
 
 /// Batches of each call; the least counts, so that a disturbance does not.
@@ -41,6 +46,10 @@ pub(crate) fn run(what: &Inner) -> ExitCode {
             }
             ExitCode::SUCCESS
         }
+        Inner::LinkPeer { folder } => match crate::link::peer(folder) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => failed(&format!("{error:#}")),
+        },
         Inner::Calls => match calls() {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => failed(&error.to_string()),

@@ -6,6 +6,7 @@ mod build;
 mod figures;
 mod idle;
 mod inner;
+mod link;
 mod programs;
 mod start;
 
@@ -66,6 +67,8 @@ enum What {
         #[arg(long, default_value_t = 20)]
         seconds: u64,
     },
+    /// Messages between processes over TLS; bare rustls and plain TCP beside it.
+    Link,
     /// All of them.
     All,
     /// Measuring programs, run natively and in containers by the others.
@@ -111,12 +114,14 @@ fn run(options: &Options) -> anyhow::Result<Report> {
             build::measure(&bench, *files, *nodes, rounds(1), &mut report)?;
         }
         What::Idle { seconds } => idle::measure(&bench, *seconds, &mut report)?,
+        What::Link => link::measure(&bench, rounds(7), &mut report)?,
         What::All => {
             start::measure(&bench, rounds(30), &mut report)?;
             programs::placed(&bench, rounds(10), &mut report)?;
             programs::local(&bench, rounds(10), &mut report)?;
             programs::calls(&bench, rounds(10), &mut report)?;
             idle::measure(&bench, 20, &mut report)?;
+            link::measure(&bench, rounds(7), &mut report)?;
             build::measure(&bench, 200, 3, rounds(1).min(3), &mut report)?;
         }
         What::Inner { .. } => {}
