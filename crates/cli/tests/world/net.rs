@@ -116,10 +116,12 @@ impl<'a> Net<'a> {
     pub fn on(&self, number: u16, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         let folder = if number == 1 { self.world.work() } else { "/".into() };
+        let enter = r#"cd "$1" && shift && exec "$@""#;
         command
             .args(["--target", &self.hosts[usize::from(number) - 1].pid(), "--net", "--mount"])
-            .arg(format!("--wd={}", folder.display()))
-            .arg(program)
+            // Entered inside: a folder that was opened outside has no path there.
+            .args(["sh", "-c", enter, "sh"])
+            .args([folder.as_os_str(), program.as_ref()])
             .env("DVS_RUN_DIR", self.run_folder(number))
             .env("DVS_STATE_DIR", self.state_folder(number))
             .env_remove("NO_COLOR")
