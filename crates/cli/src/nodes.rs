@@ -105,6 +105,11 @@ fn report(failures: Vec<Failure>) -> Result<u8, Failure> {
 }
 
 pub(crate) fn print_nodes(infos: &[NodeInfo], list: &ListArguments) -> Result<(), Failure> {
+    for info in infos {
+        if let Some(warning) = &info.warning {
+            print_warning(&format!("node {}: {warning}", info.name));
+        }
+    }
     if list.json {
         let rows: Vec<serde_json::Value> = infos.iter().map(json).collect();
         return output::print_json(&rows.into());
@@ -160,6 +165,7 @@ fn json(info: &NodeInfo) -> serde_json::Value {
         "ephemeral": info.ephemeral,
         "address": info.address,
         "reached": !info.down,
+        "warning": info.warning,
         "link_statistics": info.links.iter().map(link).collect::<Vec<_>>(),
     })
 }

@@ -226,7 +226,7 @@ fn a_host_that_is_not_reached_is_named_and_nothing_is_left() {
     assert_eq!(ran.code, 125, "{ran:?}");
     let ours = ran.err.lines().last().unwrap();
     assert!(ours.starts_with("dvs: host gone: ") && ours.contains("ssh"), "{ran:?}");
-    servers.run(&["run", "--hosts", "-oProxyCommand=x", "--", "true"]).complains(125, &["--hosts"]);
+    servers.run(&["run", "--hosts=-oProxyCommand=x", "--", "true"]).complains(125, &["--hosts"]);
     servers
         .run(&["run", "--hosts", "b", "--nodes", "2", "--", "true"])
         .complains(125, &["--nodes", "--hosts"]);

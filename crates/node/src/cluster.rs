@@ -191,7 +191,9 @@ pub fn start_member(
     let (client, mut info) = clients.into_iter().next().ok_or_else(|| Failure::new("no node"))?;
     let start = std::time::Instant::now();
     let alone = |info: &NodeInfo| {
-        identity.node != identity.registrar && !info.linked.contains(&identity.registrar)
+        identity.node != identity.registrar
+            && info.warning.is_none()
+            && !info.linked.contains(&identity.registrar)
     };
     while alone(&info) && start.elapsed() < MEMBER_PATIENCE {
         std::thread::sleep(LOOK_AGAIN);
@@ -356,6 +358,7 @@ mod tests {
             address: None,
             links: Vec::new(),
             down: false,
+            warning: None,
         }
     }
 

@@ -80,7 +80,15 @@ fn dial(host: &Host, node: u16, name: &str, address: SocketAddr) {
         {
             host.life_is_over();
         }
-        Err(error) => log::info!("node {name} is not reached: {error}"),
+        Err(error) => {
+            log::info!("node {name} is not reached: {error}");
+            if let ConnectError::Handshake { error: HelloError::Revoked { node }, .. } = error
+                && node == NodeId(host.node())
+                && let Some(membership) = host.membership()
+            {
+                membership.refused();
+            }
+        }
     }
 }
 
@@ -258,5 +266,6 @@ fn unreachable(id: u16, name: String, address: Option<SocketAddr>) -> NodeInfo {
         address: address.map(|address| address.to_string()),
         links: Vec::new(),
         down: true,
+        warning: None,
     }
 }

@@ -187,6 +187,8 @@ pub struct NodeInfo {
     pub links: Vec<LinkInfo>,
     /// It is known and cannot be reached; then only name, number and address are known.
     pub down: bool,
+    /// Why it is of no use to its cluster, if so.
+    pub warning: Option<String>,
 }
 
 /// One node's link to another, by its lanes together.

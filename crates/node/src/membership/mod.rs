@@ -57,6 +57,8 @@ struct State {
     told: BTreeMap<(u16, u64), u64>,
     /// Attempts in a row that did not reach everybody.
     attempts: u32,
+    /// The others do not accept our certificate.
+    refused: bool,
 }
 
 /// What is to be done now.
@@ -110,6 +112,7 @@ impl Membership {
                 ending: false,
                 told: BTreeMap::new(),
                 attempts: 0,
+                refused: false,
                 identity: identity.clone(),
             }),
             woken: Condvar::new(),
@@ -181,6 +184,18 @@ impl Membership {
     pub(crate) fn members(&self) -> Vec<(u16, String, Option<SocketAddr>)> {
         let state = self.lock();
         state.roster.members.iter().map(|m| (m.node, m.name.clone(), m.address)).collect()
+    }
+
+    /// Another member says that our certificate is revoked.
+    pub(crate) fn refused(&self) {
+        self.lock().refused = true;
+    }
+
+    /// What the user should know.
+    pub(crate) fn warning(&self) -> Option<String> {
+        self.lock().refused.then(|| {
+            "the cluster does not accept this host's certificate: it was removed from there; leave the cluster (dvs node stop, dvs node leave) and join it anew".to_owned()
+        })
     }
 
     /// Something about the links changed.
