@@ -35,8 +35,12 @@ impl Counters {
         *self.0.lock().unwrap().statistics.placed.entry(node).or_default() += 1;
     }
 
-    /// A program stayed: the process (its pid outside) and why.
+    /// A program stayed: the process (its pid outside) and why. One that does not exist is no program:
+    /// a search through `PATH` asks for it in every folder.
     pub fn stayed(&self, process: u32, reason: Reason) {
+        if reason == Reason::NotFound {
+            return;
+        }
         let mut counts = self.0.lock().unwrap();
         *counts.statistics.stayed.entry(reason).or_default() += 1;
         if counts.reasons.insert(process, reason).is_none() {
@@ -76,12 +80,14 @@ mod tests {
         let counters = Counters::default();
         counters.placed(2);
         counters.placed(2);
+        counters.stayed(7, Reason::NotFound);
         for process in 0..=(MAX_REASONS as u32) {
             counters.stayed(process, Reason::Children);
         }
         let now = counters.now();
         assert_eq!(now.placed, BTreeMap::from([(2, 2)]));
         assert_eq!(now.stayed[&Reason::Children], MAX_REASONS as u64 + 1);
+        assert_eq!(now.stayed.len(), 1, "a missing program has not stayed");
         assert_eq!(counters.reason(0), None);
         assert_eq!(counters.reason(1), Some(Reason::Children));
     }
