@@ -45,6 +45,10 @@ impl RemoteDescription for Description {
         Ok(Moved { what: u32::try_from(written).unwrap_or(u32::MAX), position })
     }
 
+    fn local_offset(&self, offset: u64) {
+        self.shared.set_local_offset(offset);
+    }
+
     fn attributes(&self) -> Result<Attributes, i32> {
         let mut found = attributes(&self.shared.attributes()?);
         if self.foreign {

@@ -8,6 +8,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Weak};
 
 use crate::CarrierConfig;
@@ -28,7 +29,9 @@ pub const MAX_QUEUE: usize = 4096;
 pub struct SharedDescription {
     engine: Weak<Engine>,
     home: u16,
-    description: DescriptionId,
+    pub(crate) description: DescriptionId,
+    /// Where the local file's offset is if the program has not sought.
+    local_offset: AtomicU64,
     waiting: Mutex<Waiting>,
 }
 
@@ -52,8 +55,24 @@ struct Running {
 const MAX_EARLY: usize = 64;
 
 impl SharedDescription {
-    pub(crate) fn new(engine: Weak<Engine>, home: u16, description: DescriptionId) -> Self {
-        SharedDescription { engine, home, description, waiting: Mutex::default() }
+    pub(crate) fn new(
+        engine: Weak<Engine>,
+        home: u16,
+        description: DescriptionId,
+        position: u64,
+    ) -> Self {
+        let local_offset = AtomicU64::new(position);
+        SharedDescription { engine, home, description, local_offset, waiting: Mutex::default() }
+    }
+
+    /// Told by the file system after each read or write, before it is answered: where the local
+    /// file's own offset is then. At the program's end another one means that it has sought.
+    pub fn set_local_offset(&self, offset: u64) {
+        self.local_offset.store(offset, Ordering::SeqCst);
+    }
+
+    pub(crate) fn local_offset(&self) -> u64 {
+        self.local_offset.load(Ordering::SeqCst)
     }
 
     /// Reads at most `length` bytes (at most [`MAX_PAYLOAD`]): the bytes and the position afterwards.
@@ -232,7 +251,7 @@ pub(crate) fn perform(
     }
 }
 
-fn seek_to(mut file: &File, position: Position) -> Result<(), i32> {
+pub(crate) fn seek_to(mut file: &File, position: Position) -> Result<(), i32> {
     if let Position::At(offset) = position {
         file.seek(SeekFrom::Start(offset)).map_err(|error| errno(&error))?;
     }

@@ -177,8 +177,6 @@ pub enum Kind {
     Socket,
     /// A FIFO opened for reading and writing.
     ReadWritePipe,
-    /// A file open for reading, whose offset others may share.
-    ReadableFile,
     /// A FIFO of the file tree.
     TreeFifo,
     /// The controlling terminal's own device.
@@ -208,7 +206,6 @@ impl std::fmt::Display for Kind {
         formatter.write_str(match self {
             Kind::Socket => "a socket",
             Kind::ReadWritePipe => "a FIFO open for reading and writing",
-            Kind::ReadableFile => "a file open for reading, whose offset may be shared",
             Kind::TreeFifo => "a named FIFO",
             Kind::ControllingTerminal => "the controlling terminal",
             Kind::TerminalMaster => "a terminal's master",

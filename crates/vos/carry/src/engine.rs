@@ -10,10 +10,11 @@ mod away;
 mod files;
 mod home;
 mod locks;
+mod offsets;
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
@@ -31,6 +32,7 @@ use crate::transport::{Attacher, CarryTransport};
 pub(crate) use away::window_size;
 pub use home::DrainOutcome;
 pub(crate) use home::terminal_size;
+pub(crate) use offsets::OpenFile;
 
 /// Most streams of one node, both directions.
 pub const MAX_STREAMS: usize = 65_536;
@@ -125,7 +127,6 @@ pub(crate) struct Engine {
     epoll: Arc<Epoll>,
     wake: EventFd,
     next_request: AtomicU64,
-    pub(crate) readable_files: AtomicBool,
     this: Weak<Engine>,
 }
 
@@ -167,7 +168,6 @@ impl Engine {
             epoll,
             wake,
             next_request: AtomicU64::new(1),
-            readable_files: AtomicBool::new(false),
             this: this.clone(),
             config,
         });
@@ -310,6 +310,9 @@ impl Engine {
                 {
                     let _ = waiting.reply.try_send(result);
                 }
+            }
+            CarryMessage::DescriptionMoved { program, description, position } => {
+                state.home_description_moved(from, program, description, position, this, effects);
             }
             CarryMessage::DescriptionDropped { description } => {
                 state.home_description_dropped(from, description, effects);

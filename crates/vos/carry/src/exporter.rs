@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use dvs_sys::error::SysError;
 use dvs_sys::{pipe, terminal};
@@ -121,9 +120,6 @@ impl Exporter {
                     size: terminal_size(size),
                 }
             }
-            Class::File if access(flags) != libc::O_WRONLY && !self.carries_readable_files() => {
-                return Err(Refusal::Unsupported { number, kind: Kind::ReadableFile });
-            }
             Class::File => {
                 let flags = flags.cast_unsigned();
                 Prepared::File { fd, flags, position, attributes, inode: tree_inode, path }
@@ -132,19 +128,6 @@ impl Exporter {
             Class::Device(device) => open(device.as_bytes().to_vec()),
             Class::Unsupported(kind) => return Err(Refusal::Unsupported { number, kind }),
         })
-    }
-
-    /// Whether files that are open for reading are carried too.
-    ///
-    /// Not at first: a program that reads ahead seeks back before it ends (`head`, a shell's `read`),
-    /// and no message tells home of a seek that no read follows. Whoever shares the offset would go on
-    /// at another place than natively, so such programs stay at home until that is told.
-    pub fn carry_readable_files(&self, carry: bool) {
-        self.engine.readable_files.store(carry, Ordering::Relaxed);
-    }
-
-    fn carries_readable_files(&self) -> bool {
-        self.engine.readable_files.load(Ordering::Relaxed)
     }
 
     /// The placement did not happen: forgets the program and closes what was kept for it.

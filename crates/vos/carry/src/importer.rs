@@ -10,7 +10,7 @@ use dvs_sys::{descriptor, terminal};
 use crate::core::MAX_WINDOW;
 use crate::description::SharedDescription;
 use crate::descriptor::{Carried, CarriedDescriptor, Local, LocalDescriptor, MAX_DESCRIPTORS};
-use crate::engine::{Engine, window_size};
+use crate::engine::{Engine, OpenFile, window_size};
 use crate::messages::{ProgramKey, StreamId, TerminalAttributes, TerminalSize};
 use crate::transport::AttachRequest;
 
@@ -57,6 +57,7 @@ pub struct Importer {
 /// One end for the program, the other for the engine.
 enum Made {
     Ready(Local),
+    File { local: Local, shared: Arc<SharedDescription> },
     Output { stream: StreamId, ours: OwnedFd, theirs: OwnedFd, credit: u64, terminal: bool },
     Input { stream: StreamId, ours: OwnedFd, theirs: OwnedFd },
 }
@@ -83,6 +84,7 @@ impl Importer {
             return Err(ImportError::Malformed(-1));
         }
         let mut made: Vec<(i32, Made)> = Vec::with_capacity(descriptors.len());
+        let mut files = Vec::new();
         for CarriedDescriptor { number, what } in descriptors {
             let known = |wanted: i32| made.iter().any(|(number, _)| *number == wanted);
             if number < 0 || known(number) {
@@ -97,9 +99,16 @@ impl Importer {
                     self.make(from, what).map_err(|error| ImportError::Failed { number, error })?
                 }
             };
+            let one = match one {
+                Made::File { local, shared } => {
+                    files.push(OpenFile::new(number, &shared));
+                    Made::Ready(local)
+                }
+                one => one,
+            };
             made.push((number, one));
         }
-        self.start(from, program, made)
+        self.start(from, program, made, files)
     }
 
     /// Makes one, without anything that outlives an error.
@@ -134,18 +143,19 @@ impl Importer {
                 Ok(Made::Output { stream, ours, theirs, credit, terminal: true })
             }
             Carried::Description { description, flags, position, attributes, inode, path } => {
-                let description =
-                    Arc::new(SharedDescription::new(self.engine.weak(), from, description));
+                let engine = self.engine.weak();
+                let shared = Arc::new(SharedDescription::new(engine, from, description, position));
+                let description = Arc::clone(&shared);
                 let path = self
                     .engine
                     .attacher
                     .attach(AttachRequest { description, attributes, inode, flags, position, path })
                     .map_err(|errno| SysError::new("attach", errno))?;
-                Ok(Made::Ready(Local::Open {
-                    path,
-                    flags: reopened(flags),
-                    offset: Some(position),
-                }))
+                let flags = reopened(flags);
+                Ok(Made::File {
+                    local: Local::Open { path, flags, offset: Some(position) },
+                    shared,
+                })
             }
             Carried::Path { path, flags, offset } => {
                 Ok(Made::Ready(Local::Open { path, flags: reopened(flags), offset }))
@@ -203,7 +213,9 @@ impl Importer {
         from: u16,
         program: ProgramKey,
         made: Vec<(i32, Made)>,
+        files: Vec<OpenFile>,
     ) -> Result<Vec<LocalDescriptor>, ImportError> {
+        let mut files = files;
         self.engine.locked(|state, effects| {
             if !state.away_has_room(made.len()) {
                 return Err(ImportError::TooMany);
@@ -211,7 +223,7 @@ impl Importer {
             let mut locals = Vec::with_capacity(made.len());
             for (number, one) in made {
                 let result = match one {
-                    Made::Ready(what) => Ok(what),
+                    Made::Ready(what) | Made::File { local: what, .. } => Ok(what),
                     Made::Output { stream, ours, theirs, credit, terminal } => state
                         .away_output(from, program, stream, ours, credit, terminal)
                         .map(|()| Local::Fd(theirs)),
@@ -222,12 +234,33 @@ impl Importer {
                 match result {
                     Ok(what) => locals.push(LocalDescriptor { number, what }),
                     Err(error) => {
-                        state.away_abort(program);
+                        state.away_abort(program, effects);
                         return Err(ImportError::Failed { number, error });
                     }
                 }
             }
+            state.away_files(program, std::mem::take(&mut files));
             Ok(locals)
+        })
+    }
+
+    /// The program exists and has its descriptors, but does not run yet: `duplicate` gives a copy of
+    /// one by its number. Copies of shared files are kept until the program's end, which shows where
+    /// it left their offsets. False: one could not be had, and the program should not run here.
+    #[must_use]
+    pub fn body_ready(
+        &self,
+        program: ProgramKey,
+        duplicate: impl Fn(i32) -> Option<OwnedFd>,
+    ) -> bool {
+        let numbers = self.engine.locked(|state, _| state.away_file_numbers(program));
+        numbers.into_iter().all(|number| {
+            duplicate(number).is_some_and(|open| {
+                self.engine.locked(|state, effects| {
+                    state.away_file_open(program, number, open, effects);
+                });
+                true
+            })
         })
     }
 
@@ -236,14 +269,12 @@ impl Importer {
     /// perhaps before this returns, when all of it is on its way (or the home is gone); it must not
     /// block. A body whose output nobody takes waits here, as it would have waited in its last write.
     pub fn body_ended(&self, program: ProgramKey, sent: impl FnOnce() + Send + 'static) {
-        self.engine.locked(|state, effects| {
-            state.away_body_ended(program, Box::new(sent), effects);
-        });
+        self.engine.body_ended(program, Box::new(sent));
     }
 
     /// The program never ran here: closes everything made for it.
     pub fn abort(&self, program: ProgramKey) {
-        self.engine.locked(|state, _| state.away_abort(program));
+        self.engine.locked(|state, effects| state.away_abort(program, effects));
     }
 }
 

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol; leads every encoded message.
-pub const PROTOCOL: u8 = 1;
+pub const PROTOCOL: u8 = 2;
 /// Most payload bytes of one [`CarryMessage::StreamData`] and of one read or write of a description.
 pub const MAX_PAYLOAD: usize = 1 << 20;
 /// Bytes of stream data that one message carries at most; small, so that streams take turns.
@@ -255,6 +255,16 @@ pub enum CarryMessage {
     DescriptionDropped {
         /// Which.
         description: DescriptionId,
+    },
+    /// Away to home, before [`CarryMessage::Drained`]: the program left the description at another
+    /// position than its reads and writes did.
+    DescriptionMoved {
+        /// Whose.
+        program: ProgramKey,
+        /// Which.
+        description: DescriptionId,
+        /// Where it is to be.
+        position: u64,
     },
 }
 

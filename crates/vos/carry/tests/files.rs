@@ -7,7 +7,10 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::sync::Arc;
 
 use dvs_carry::memory::Delivery;
-use dvs_carry::{AttachRequest, Carried, Counts, Local, Position, SharedDescription};
+use dvs_carry::{
+    AttachRequest, Carried, CarryMessage, Counts, DrainOutcome, Local, Position, ProgramKey,
+    SharedDescription,
+};
 use support::*;
 
 /// Carries a file as standard output; what the file system's mount would get.
@@ -214,15 +217,71 @@ fn lock_in_thread(
     receiver
 }
 
+/// Carries a file and gives its stand-in, as if it had been opened in the tree.
+fn opened(pair: &Pair, program: ProgramKey, file: &File, local: &File) -> Arc<SharedDescription> {
+    let descriptors = vec![inherited(0, file.try_clone().unwrap())];
+    pair.carry(program, descriptors).unwrap();
+    let request = pair.attached.requests.lock().unwrap().pop().unwrap();
+    let duplicate = |number| (number == 0).then(|| local.try_clone().unwrap().into());
+    assert!(pair.away.importer().body_ready(program, duplicate));
+    request.description
+}
+
 #[test]
-fn programs_that_may_read_a_shared_file_stay_at_home() {
+fn a_program_that_seeks_back_leaves_the_offset_there() {
     let pair = Pair::new(Delivery::Threaded);
-    let exporter = pair.home.exporter();
-    exporter.carry_readable_files(false);
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(b"one\ntwo\nthree\n").unwrap();
+    file.rewind().unwrap();
+    // What the kernel away has for it: only its offset matters here.
+    let mut local = tempfile::tempfile().unwrap();
+    for (sought, expected) in [(Some(4), 4), (None, 14)] {
+        let program = Pair::program();
+        let shared = opened(&pair, program, &file, &local);
+        let start = local.stream_position().unwrap();
+        let (bytes, _) = shared.read(Position::Sequential, 100).unwrap();
+        shared.set_local_offset(start + bytes.len() as u64);
+        local.seek(SeekFrom::Current(i64::try_from(bytes.len()).unwrap())).unwrap();
+        if let Some(position) = sought {
+            local.seek(SeekFrom::Start(position)).unwrap();
+        }
+        drop(shared);
+        assert_eq!(pair.end(program), DrainOutcome::Drained);
+        assert_eq!(file.stream_position().unwrap(), expected);
+    }
+    until("descriptions to be closed", || pair.home.counts().descriptions == 0);
+}
+
+#[test]
+fn a_program_whose_files_cannot_be_watched_is_not_to_run() {
+    let pair = Pair::new(Delivery::Threaded);
+    let program = Pair::program();
     let file = tempfile::tempfile().unwrap();
-    let refused = exporter.export(AWAY, Pair::program(), vec![inherited(0, file)]).unwrap_err();
-    assert!(refused.to_string().contains("open for reading"), "{refused}");
-    let folder = tempfile::tempdir().unwrap();
-    let log = File::create(folder.path().join("log")).unwrap();
-    exporter.export(AWAY, Pair::program(), vec![inherited(1, log)]).unwrap();
+    pair.carry(program, vec![inherited(0, file)]).unwrap();
+    pair.attached.requests.lock().unwrap().clear();
+    assert!(!pair.away.importer().body_ready(program, |_| None));
+    pair.away.importer().abort(program);
+    until("the description to be dropped", || pair.home.counts().descriptions == 0);
+}
+
+#[test]
+fn offsets_of_other_programs_and_nodes_are_not_touched() {
+    let pair = Pair::new(Delivery::Inline);
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(b"12345").unwrap();
+    let program = Pair::program();
+    let carried = pair.home.exporter();
+    let carried = carried.export(AWAY, program, vec![inherited(0, file.try_clone().unwrap())]);
+    let Carried::Description { description, .. } = carried.unwrap()[0].what else { panic!() };
+    for (from, whose) in [(AWAY, Pair::program()), (AWAY + 1, program)] {
+        let message = CarryMessage::DescriptionMoved { program: whose, description, position: 1 };
+        pair.home.deliver(from, message);
+    }
+    // Far beyond what any file can have: not done, but the drain goes on.
+    let position = u64::MAX;
+    pair.home.deliver(AWAY, CarryMessage::DescriptionMoved { program, description, position });
+    let drained = pair.drain(program);
+    pair.home.deliver(AWAY, CarryMessage::Drained { program });
+    assert_eq!(soon(&drained), DrainOutcome::Drained);
+    assert_eq!(file.stream_position().unwrap(), 5);
 }

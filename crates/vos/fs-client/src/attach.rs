@@ -58,6 +58,12 @@ pub trait RemoteDescription: Send + Sync {
     /// errno.
     fn write(&self, call: CallId, position: Position, data: &[u8]) -> Result<Moved<u32>, i32>;
 
+    /// The local file's own offset after a read or write that the kernel will be told of next; unless
+    /// the program seeks, it stays there until the next one.
+    fn local_offset(&self, offset: u64) {
+        let _ = offset;
+    }
+
     /// Its attributes, asked for where it is outside the tree.
     ///
     /// # Errors
@@ -206,9 +212,10 @@ impl LocalOffset {
         if offset == self.0 { Position::Sequential } else { Position::At(offset) }
     }
 
-    /// The kernel has advanced its offset by `count` bytes from `offset`.
-    pub(crate) fn advance(&mut self, offset: u64, count: u64) {
+    /// The kernel has advanced its offset by `count` bytes from `offset`; where it is now.
+    pub(crate) fn advance(&mut self, offset: u64, count: u64) -> u64 {
         self.0 = offset.saturating_add(count);
+        self.0
     }
 }
 

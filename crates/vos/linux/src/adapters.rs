@@ -100,6 +100,10 @@ impl Carry for Carrier {
         })
     }
 
+    fn body_ready(&self, program: ProgramKey, duplicate: &dyn Fn(i32) -> Option<OwnedFd>) -> bool {
+        self.importer().body_ready(program, duplicate)
+    }
+
     fn discard(&self, program: ProgramKey) {
         self.importer().abort(program);
     }

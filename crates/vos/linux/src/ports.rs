@@ -125,6 +125,9 @@ pub trait Carry: Send + Sync {
         program: ProgramKey,
         descriptors: Vec<CarriedDescriptor>,
     ) -> Result<Vec<LocalDescriptor>, i32>;
+    /// Away: the program is held, and has its descriptors; `duplicate` gives a copy of one by its
+    /// number. False: it should not run here.
+    fn body_ready(&self, program: ProgramKey, duplicate: &dyn Fn(i32) -> Option<OwnedFd>) -> bool;
     /// Away: the program was not started.
     fn discard(&self, program: ProgramKey);
     /// At home: the size of the program's terminal may have changed.

@@ -8,6 +8,7 @@ use dvs_sys::error::SysError;
 use dvs_sys::pipe::{self, PAGE};
 use dvs_sys::terminal;
 
+use super::offsets::OpenFile;
 use super::{Effects, IN, ONCE, OUT, State, Watched, no_reader};
 use crate::core::{InputFeeder, MAX_SLOTS, OutputSender, layout};
 use crate::messages::{
@@ -44,8 +45,10 @@ type Name = (u16, StreamId);
 pub(crate) type Sent = Box<dyn FnOnce() + Send>;
 
 #[derive(Default)]
-struct Body {
+pub(super) struct Body {
     streams: Vec<Name>,
+    /// Its shared files.
+    pub(super) files: Vec<OpenFile>,
     /// The body has ended; whom to tell that what it wrote has been sent.
     ended: Option<Sent>,
 }
@@ -54,7 +57,7 @@ struct Body {
 #[derive(Default)]
 pub(super) struct Away {
     pub(super) streams: HashMap<Name, Stream>,
-    bodies: HashMap<ProgramKey, Body>,
+    pub(super) bodies: HashMap<ProgramKey, Body>,
 }
 
 impl State {
@@ -348,13 +351,16 @@ impl State {
     }
 
     pub(super) fn away_stop(&mut self, effects: &mut Effects) {
-        let bodies = std::mem::take(&mut self.away).bodies;
-        effects.callbacks.extend(bodies.into_values().filter_map(|body| body.ended));
+        for body in std::mem::take(&mut self.away).bodies.into_values() {
+            effects.callbacks.extend(body.ended);
+            effects.close(body.files);
+        }
     }
 
     /// The program never ran here.
-    pub(crate) fn away_abort(&mut self, program: ProgramKey) {
+    pub(crate) fn away_abort(&mut self, program: ProgramKey, effects: &mut Effects) {
         if let Some(body) = self.away.bodies.remove(&program) {
+            effects.close(body.files);
             for name in body.streams {
                 self.away_remove(name);
             }
@@ -365,6 +371,7 @@ impl State {
         self.away.bodies.retain(|program, body| {
             if program.home == node {
                 effects.callbacks.extend(body.ended.take());
+                effects.close(std::mem::take(&mut body.files));
             }
             program.home != node
         });

@@ -46,12 +46,14 @@ pub(crate) struct Stream {
 }
 
 #[derive(Default)]
-struct Placed {
-    to: u16,
+pub(super) struct Placed {
+    pub(super) to: u16,
     streams: Vec<StreamId>,
-    descriptions: Vec<DescriptionId>,
+    pub(super) descriptions: Vec<DescriptionId>,
     /// The other side has sent everything; how far each stream must be written.
     marks: Option<Vec<(StreamId, u64)>>,
+    /// Offsets that are being set (see `offsets`).
+    pub(super) moving: usize,
     lost: bool,
     done: Option<Done>,
 }
@@ -63,7 +65,7 @@ pub(super) struct Home {
     pub(super) descriptions: HashMap<DescriptionId, Description>,
     /// Pipes whose read end is carried, by device and inode.
     readers: HashSet<(u64, u64)>,
-    programs: HashMap<ProgramKey, Placed>,
+    pub(super) programs: HashMap<ProgramKey, Placed>,
     /// Locks that a thread waits for, by asker and request.
     pub(super) waiting_locks: HashMap<(u16, u64), Waiting>,
     next: u64,
@@ -379,7 +381,7 @@ impl State {
         self.home_check_drain(program, effects);
     }
 
-    fn home_check_drain(&mut self, program: ProgramKey, effects: &mut Effects) {
+    pub(super) fn home_check_drain(&mut self, program: ProgramKey, effects: &mut Effects) {
         let Some(placed) = self.home.programs.get_mut(&program) else { return };
         let Some(marks) = &mut placed.marks else { return };
         marks.retain(|(id, mark)| match self.home.streams.get(id).map(|found| &found.kind) {
@@ -387,6 +389,7 @@ impl State {
             _ => false,
         });
         if marks.is_empty()
+            && placed.moving == 0
             && let Some(done) = placed.done.take()
         {
             let outcome = if placed.lost { DrainOutcome::Lost } else { DrainOutcome::Drained };
@@ -398,7 +401,7 @@ impl State {
     /// Calls `done` once all output of the ended body is written.
     pub(crate) fn home_drain(&mut self, program: ProgramKey, done: Done, effects: &mut Effects) {
         match self.home.programs.get_mut(&program) {
-            Some(placed) if !placed.streams.is_empty() => {
+            Some(placed) if !placed.streams.is_empty() || !placed.descriptions.is_empty() => {
                 placed.done = Some(done);
                 self.home_check_drain(program, effects);
             }

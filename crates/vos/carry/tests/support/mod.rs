@@ -48,7 +48,6 @@ impl Pair {
         let network = MemoryNetwork::new(delivery);
         let attached = Arc::new(Attached::default());
         let home = network.carrier(HOME);
-        home.exporter().carry_readable_files(true);
         let attacher: Arc<dyn Attacher> = Arc::clone(&attached) as Arc<dyn Attacher>;
         let away = Carrier::start(CarrierConfig::new(AWAY), network.port(AWAY), attacher).unwrap();
         let away = Arc::new(away);

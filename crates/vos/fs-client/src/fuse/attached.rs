@@ -36,6 +36,13 @@ pub(super) struct AttachedFile {
 }
 
 impl AttachedFile {
+    /// The kernel will advance its offset by `count` bytes from `offset`.
+    fn advance(&self, offset: u64, count: u64) {
+        if let Offset::Shared(local) = &mut *self.offset.lock().unwrap() {
+            self.description.local_offset(local.advance(offset, count));
+        }
+    }
+
     fn appends(&self) -> bool {
         self.flags & libc::O_APPEND.cast_unsigned() != 0
     }
@@ -55,12 +62,6 @@ impl Offset {
         match self {
             Offset::Shared(local) => local.position(offset),
             Offset::Own => Position::At(offset),
-        }
-    }
-
-    fn advance(&mut self, offset: u64, count: u64) {
-        if let Offset::Shared(local) = self {
-            local.advance(offset, count);
         }
     }
 }
@@ -251,7 +252,7 @@ impl Session {
             let position = file.offset.lock().unwrap().position(offset);
             let mut moved = file.description.read(call, position, length)?;
             moved.what.truncate(length as usize);
-            file.offset.lock().unwrap().advance(offset, moved.what.len() as u64);
+            file.advance(offset, moved.what.len() as u64);
             Ok(moved.what)
         })
     }
@@ -281,7 +282,7 @@ impl Session {
             if moved.what as usize > data.len() {
                 return Err(libc::EIO);
             }
-            file.offset.lock().unwrap().advance(offset, u64::from(moved.what));
+            file.advance(offset, u64::from(moved.what));
             let mut body = Body::new();
             body.size(moved.what);
             Ok(body.bytes().to_vec())

@@ -8,8 +8,9 @@ use dvs_carry::{Local, LocalDescriptor};
 use dvs_container::launch::{
     Bytes, DescriptorSource, DescriptorSpec, LaunchId, LaunchStep, SignalSender,
 };
-use dvs_sys::process::kill;
-use dvs_sys::task::TaskStatus;
+use dvs_sys::process::{kill, pidfd_open};
+use dvs_sys::task::{TaskStatus, duplicate_descriptor};
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -159,6 +160,17 @@ impl Personality {
                 return failed(own.then_some(failure.errno));
             }
         };
+        let handle = OnceCell::new();
+        let ready = self.carry.body_ready(program, &|number| {
+            let handle = handle.get_or_init(|| pidfd_open(launched.host_pid).ok());
+            duplicate_descriptor(handle.as_ref()?, number).ok()
+        });
+        if !ready {
+            log::debug!("the open files of {key:?} cannot be watched here");
+            self.launcher.abort(id);
+            self.bodies.lock().unwrap().expected.remove(&id);
+            return failed(None);
+        }
         if plain {
             self.learn_baseline(launched.host_pid);
         }
