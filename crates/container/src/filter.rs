@@ -92,6 +92,11 @@ pub const DENIED_TERMINAL_REQUESTS: &[u32] = &[0x5412, 0x541c];
 pub const TRAPPED_OPERATIONS: &[u32] =
     &[libc::PR_SET_PDEATHSIG as u32, libc::PR_SET_SECUREBITS as u32];
 
+/// Calls that are trapped, where they are, only if they name another process than the caller: the
+/// argument that does, which is 0 for the caller itself.
+pub const TRAPPED_FOR_OTHERS: &[(i64, u32)] =
+    &[(libc::SYS_prlimit64, 0), (libc::SYS_setpriority, 1)];
+
 /// What the filter of one container lets pass without a trap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cookies {
@@ -109,6 +114,8 @@ enum Rule {
     Trap,
     TrapExecveat,
     TrapPrctl,
+    /// An entry of [`TRAPPED_FOR_OTHERS`].
+    TrapOthers(usize),
     Ioctl,
 }
 
@@ -124,7 +131,10 @@ pub fn build(traps: &[u32], cookies: Cookies) -> dvs_sys::error::Result<Filter> 
             let rule = match i64::from(*number) {
                 libc::SYS_execveat if cookies.exec != 0 => Rule::TrapExecveat,
                 libc::SYS_prctl => Rule::TrapPrctl,
-                _ => Rule::Trap,
+                number => TRAPPED_FOR_OTHERS
+                    .iter()
+                    .position(|(other, _)| *other == number)
+                    .map_or(Rule::Trap, Rule::TrapOthers),
             };
             (*number, rule)
         })
@@ -146,6 +156,7 @@ pub fn build(traps: &[u32], cookies: Cookies) -> dvs_sys::error::Result<Filter> 
         trap: program.label(),
         execveat: program.label(),
         prctl: program.label(),
+        others: [program.label(), program.label()],
         ioctl: program.label(),
         native: program.label(),
     };
@@ -169,6 +180,12 @@ pub fn build(traps: &[u32], cookies: Cookies) -> dvs_sys::error::Result<Filter> 
         program.if_equal(*operation, labels.trap);
     }
     program.answer(Action::Allow);
+    for ((_, argument), label) in TRAPPED_FOR_OTHERS.iter().zip(labels.others) {
+        program.place(label);
+        program.load(seccomp::argument_low(*argument));
+        program.if_equal(0, labels.allow);
+        program.jump(labels.trap);
+    }
     program.place(labels.execveat);
     program.load(seccomp::argument_high(4));
     program.if_equal(cookies.exec, labels.allow);
@@ -199,6 +216,7 @@ struct Labels {
     trap: Label,
     execveat: Label,
     prctl: Label,
+    others: [Label; TRAPPED_FOR_OTHERS.len()],
     ioctl: Label,
     native: Label,
 }
@@ -212,6 +230,7 @@ impl Labels {
             Rule::Trap => self.trap,
             Rule::TrapExecveat => self.execveat,
             Rule::TrapPrctl => self.prctl,
+            Rule::TrapOthers(index) => self.others.get(index).copied().unwrap_or(self.trap),
             Rule::Ioctl => self.ioctl,
         }
     }
@@ -347,6 +366,22 @@ mod tests {
         assert_eq!(run(libc::PR_SET_PDEATHSIG, 0), Some(NOTIFY));
         assert_eq!(run(libc::PR_SET_PDEATHSIG, COOKIES.ours), Some(ALLOW));
         assert_eq!(run(libc::PR_SET_NAME, 0), Some(ALLOW));
+    }
+
+    #[test]
+    fn settings_of_other_processes_are_trapped() {
+        let traps = TRAPPED_FOR_OTHERS.iter().map(|(number, _)| *number as u32).collect::<Vec<_>>();
+        let filter = build(&traps, COOKIES).unwrap();
+        for (number, argument) in TRAPPED_FOR_OTHERS {
+            let run = |value, cookie| {
+                let mut arguments = [0, 0, 0, 0, 0, cookie];
+                arguments[*argument as usize] = value;
+                filter.simulate(seccomp::X86_64, *number as u32, arguments)
+            };
+            assert_eq!(run(0, 0), Some(ALLOW));
+            assert_eq!(run(77, 0), Some(NOTIFY));
+            assert_eq!(run(77, COOKIES.ours), Some(ALLOW));
+        }
     }
 
     #[test]

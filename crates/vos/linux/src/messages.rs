@@ -90,6 +90,13 @@ pub enum Request {
         /// The signal.
         signal: u8,
     },
+    /// A placed program there shall have this limit, or priority. Answer: `Done`.
+    Set {
+        /// Its pid.
+        pid: u32,
+        /// What.
+        setting: Setting,
+    },
     /// A signal for a process or group that is known there. Answer: `Done`.
     Signal {
         /// Process (above 0) or process group (below -1).
@@ -117,6 +124,22 @@ pub struct Prepare {
     pub session: u32,
     /// Its descriptors as they are carried.
     pub descriptors: Vec<CarriedDescriptor>,
+}
+
+/// A setting of a program that others may change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Setting {
+    /// A resource limit.
+    Limit {
+        /// `RLIMIT_*`.
+        resource: u32,
+        /// Soft limit.
+        soft: u64,
+        /// Hard limit.
+        hard: u64,
+    },
+    /// Nice value.
+    Nice(i32),
 }
 
 /// The answer to a [`Request`].

@@ -15,6 +15,7 @@ pub(crate) mod peers;
 pub(crate) mod pids;
 pub(crate) mod programs;
 pub(crate) mod reception;
+pub(crate) mod settings;
 pub(crate) mod shared;
 pub(crate) mod signals;
 pub(crate) mod sockets;

@@ -35,6 +35,7 @@ impl Personality {
             Request::DeathSignal { pid, signal } => {
                 self.for_owner(from, pid, Order::DeathSignal(signal))
             }
+            Request::Set { pid, setting } => Answer::Done(self.set(from, pid, setting)),
             Request::Signal { target, signal, sender } => {
                 Answer::Done(self.signal_request(target, signal, sender))
             }
