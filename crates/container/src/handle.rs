@@ -2,7 +2,8 @@
 
 use crate::frame;
 use crate::launch::{
-    LaunchId, LaunchSpec, LaunchStep, LauncherEvent, LauncherRequest, SignalSender,
+    Bytes, LaunchId, LaunchSpec, LaunchStep, LauncherEvent, LauncherRequest, OPEN_FLAGS,
+    SignalSender,
 };
 use dvs_sys::descriptor;
 use std::collections::HashMap;
@@ -79,10 +80,16 @@ struct Shared {
     next: AtomicU64,
 }
 
+/// What an answer brings.
+enum Answered {
+    Number(u32),
+    File(OwnedFd),
+}
+
 #[derive(Default)]
 struct Waiting {
     launches: HashMap<LaunchId, LaunchReply>,
-    requests: HashMap<u64, mpsc::SyncSender<Result<u32, i32>>>,
+    requests: HashMap<u64, mpsc::SyncSender<Result<Answered, i32>>>,
     closed: bool,
 }
 
@@ -207,7 +214,7 @@ impl Launcher {
     /// # Errors
     /// errno, as [`Launcher::signal`].
     pub fn aim_pids(&self, next: u32) -> Result<u32, i32> {
-        self.ask(|request| LauncherRequest::AimPids { request, next: Some(next) })
+        self.ask_number(|request| LauncherRequest::AimPids { request, next: Some(next) })
     }
 
     /// The pid that was given out last in the container (`ns_last_pid`).
@@ -215,10 +222,31 @@ impl Launcher {
     /// # Errors
     /// errno, as [`Launcher::signal`].
     pub fn last_pid(&self) -> Result<u32, i32> {
-        self.ask(|request| LauncherRequest::AimPids { request, next: None })
+        self.ask_number(|request| LauncherRequest::AimPids { request, next: None })
     }
 
-    fn ask(&self, build: impl FnOnce(u64) -> LauncherRequest) -> Result<u32, i32> {
+    /// Opens a file of the guest's tree with the rights of the container's root; `flags` are completed
+    /// by [`OPEN_FLAGS`], so that only the tree itself is waited for.
+    ///
+    /// # Errors
+    /// errno; also as [`Launcher::signal`].
+    pub fn open(&self, path: &[u8], flags: i32) -> Result<OwnedFd, i32> {
+        let path = Bytes::from(path.to_vec());
+        let flags = flags | OPEN_FLAGS;
+        match self.ask(|request| LauncherRequest::Open { request, path, flags })? {
+            Answered::File(fd) => Ok(fd),
+            Answered::Number(_) => Err(libc::EPROTO),
+        }
+    }
+
+    fn ask_number(&self, build: impl FnOnce(u64) -> LauncherRequest) -> Result<u32, i32> {
+        match self.ask(build)? {
+            Answered::Number(number) => Ok(number),
+            Answered::File(_) => Err(libc::EPROTO),
+        }
+    }
+
+    fn ask(&self, build: impl FnOnce(u64) -> LauncherRequest) -> Result<Answered, i32> {
         let number = self.shared.next.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = mpsc::sync_channel(1);
         {
@@ -270,7 +298,7 @@ impl Shared {
     fn read_events(&self, events: &mut EventSink) {
         loop {
             match frame::receive::<LauncherEvent>(self.socket.as_fd()) {
-                Ok((event, _)) => self.dispatch(event, events),
+                Ok((event, passed)) => self.dispatch(event, passed, events),
                 Err(error) if error.recoverable() => {}
                 Err(_) => break,
             }
@@ -289,7 +317,7 @@ impl Shared {
         events(ContainerEvent::Gone);
     }
 
-    fn dispatch(&self, event: LauncherEvent, events: &mut EventSink) {
+    fn dispatch(&self, event: LauncherEvent, passed: Vec<OwnedFd>, events: &mut EventSink) {
         let launch_done = |id: LaunchId, result| {
             let reply = self.waiting.lock().unwrap().launches.remove(&id);
             // None: given up or aborted meanwhile; the launcher ends it.
@@ -311,9 +339,19 @@ impl Shared {
                 launch_done(id, Err(LaunchError { errno, step }));
             }
             LauncherEvent::Signalled { request, errno } => {
-                request_done(request, if errno == 0 { Ok(0) } else { Err(errno) });
+                let done = if errno == 0 { Ok(Answered::Number(0)) } else { Err(errno) };
+                request_done(request, done);
             }
-            LauncherEvent::Pids { request, last } => request_done(request, last),
+            LauncherEvent::Opened { request, errno } => {
+                let opened = match passed.into_iter().next() {
+                    Some(fd) if errno == 0 => Ok(Answered::File(fd)),
+                    _ => Err(if errno == 0 { libc::EPROTO } else { errno }),
+                };
+                request_done(request, opened);
+            }
+            LauncherEvent::Pids { request, last } => {
+                request_done(request, last.map(Answered::Number));
+            }
             LauncherEvent::Rejected => {}
             event => events(ContainerEvent::Program(event)),
         }

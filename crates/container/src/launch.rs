@@ -13,6 +13,9 @@ pub const MAX_PASSED: usize = 250;
 /// Most bytes of arguments and environment together, as Linux's default (a quarter of 8 MiB of stack).
 pub const MAX_STRINGS: usize = 2 << 20;
 
+/// Flags without which a launcher opens nothing.
+pub const OPEN_FLAGS: i32 = libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOCTTY;
+
 /// A byte string without NUL that becomes a C string.
 pub type Bytes = serde_bytes_vec::ByteVec;
 
@@ -194,6 +197,15 @@ pub enum LauncherRequest {
         /// Sender to show in `si_pid` and `si_uid`, with `si_code` `SI_QUEUE`, and the value queued.
         sender: Option<SignalSender>,
     },
+    /// Open a file of the guest's tree. Answer: `Opened`, with the descriptor.
+    Open {
+        /// The daemon's number for this request.
+        request: u64,
+        /// Absolute path.
+        path: Bytes,
+        /// `O_*` flags; [`OPEN_FLAGS`] are required, so that nothing is waited for.
+        flags: i32,
+    },
     /// Choose or read from where the container's pids are taken. Answer: `Pids`.
     AimPids {
         /// The daemon's number for this request.
@@ -273,6 +285,13 @@ pub enum LauncherEvent {
         request: u64,
         /// The number taken last (`ns_last_pid`), or errno.
         last: Result<u32, i32>,
+    },
+    /// Answer to `Open`.
+    Opened {
+        /// The daemon's number.
+        request: u64,
+        /// 0 or errno.
+        errno: i32,
     },
     /// A request was malformed or over a bound and had no effect.
     Rejected,

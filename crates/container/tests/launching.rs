@@ -8,6 +8,7 @@ use dvs_container::launch::{
     SessionSpec,
 };
 use dvs_sys::descriptor;
+use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use support::{LIMIT, is_running, output_spec, possible, read_all, spec, start};
 
@@ -377,6 +378,36 @@ fn a_blocked_launch_blocks_no_other_and_can_be_aborted() {
     support::eventually("the aborted child's end", || {
         running.container.processes().unwrap().len() == 1
     });
+    running.finish();
+}
+
+#[test]
+fn files_of_the_tree_are_opened_without_waiting() {
+    if !possible() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let fifo = folder.path().join("fifo");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    for name in ["proc", "dev", "sys"] {
+        std::fs::create_dir(folder.path().join(name)).unwrap();
+    }
+    set_mode(folder.path(), 0o755);
+    set_mode(&fifo, 0o666);
+    let root = dvs_container::RootSpec::Bind { path: folder.path().into(), writable: false };
+    let running = start(&support::spec_with("opened", root));
+    let launcher = &running.container.launcher;
+    let open = |path: &[u8], flags| launcher.open(path, flags);
+    assert_eq!(open(b"/fifo", libc::O_WRONLY).unwrap_err(), libc::ENXIO, "nobody reads");
+    let mut reader = std::fs::File::from(open(b"/fifo", libc::O_RDONLY).unwrap());
+    let mut writer = std::fs::File::from(open(b"/fifo", libc::O_WRONLY).unwrap());
+    writer.write_all(b"through").unwrap();
+    drop(writer);
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "through");
+    assert_eq!(open(b"/none", libc::O_RDONLY).unwrap_err(), libc::ENOENT);
+    assert_eq!(open(b"fifo", libc::O_RDONLY).unwrap_err(), libc::EINVAL);
     running.finish();
 }
 

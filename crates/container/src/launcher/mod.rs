@@ -14,7 +14,9 @@ use self::core::{Command, Core, Made, Told, Usage};
 use self::plan::Plan;
 use self::script::{Base, Outside};
 use crate::frame::{self, FrameError};
-use crate::launch::{LaunchId, LaunchSpec, LaunchStep, LauncherEvent, LauncherRequest};
+use crate::launch::{
+    Bytes, LaunchId, LaunchSpec, LaunchStep, LauncherEvent, LauncherRequest, OPEN_FLAGS,
+};
 use dvs_sys::birth::Birth;
 use dvs_sys::descriptor::{self, Poll};
 use dvs_sys::process::{self, SingleThreaded, WaitState, Waited};
@@ -23,7 +25,9 @@ use dvs_sys::signals::SignalFd;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 
 /// Most changes of children looked at before requests get their turn.
 const MAX_CHANGES: usize = 256;
@@ -164,6 +168,15 @@ impl Launcher {
                 let errno = result.err().unwrap_or(0);
                 self.report(&LauncherEvent::Signalled { request, errno })
             }
+            LauncherRequest::Open { request, path, flags } => {
+                let opened = open(&path, flags);
+                let event = LauncherEvent::Opened {
+                    request,
+                    errno: opened.as_ref().err().map_or(0, |e| *e),
+                };
+                let fds: Vec<_> = opened.iter().map(AsFd::as_fd).collect();
+                self.report_with(&event, &fds)
+            }
             LauncherRequest::AimPids { request, next } => {
                 let last = inside::aim_pids(self.alone, self.base.calls, &self.last_pid, next);
                 self.report(&LauncherEvent::Pids { request, last })
@@ -247,13 +260,30 @@ impl Launcher {
     }
 
     fn report(&self, event: &LauncherEvent) -> Result<(), Gone> {
-        match frame::send(self.socket.as_fd(), event, &[]) {
+        self.report_with(event, &[])
+    }
+
+    fn report_with(&self, event: &LauncherEvent, fds: &[BorrowedFd<'_>]) -> Result<(), Gone> {
+        match frame::send(self.socket.as_fd(), event, fds) {
             Ok(()) => Ok(()),
             Err(FrameError::Closed | FrameError::Socket(_)) => Err(Gone),
-            // Events are small and carry no descriptors.
+            // Events are small and carry one descriptor at most.
             Err(_) => Ok(()),
         }
     }
+}
+
+/// Opens a file of the guest's tree without waiting for anything but the tree itself.
+fn open(path: &Bytes, flags: i32) -> Result<File, i32> {
+    if flags & OPEN_FLAGS != OPEN_FLAGS || path.0.first() != Some(&b'/') {
+        return Err(libc::EINVAL);
+    }
+    let access = flags & libc::O_ACCMODE;
+    let mut options = std::fs::OpenOptions::new();
+    options.read(access != libc::O_WRONLY).write(access != libc::O_RDONLY);
+    options.custom_flags(flags & (OPEN_FLAGS | libc::O_NOFOLLOW | libc::O_PATH));
+    let opened = options.open(std::ffi::OsStr::from_bytes(&path.0));
+    opened.map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))
 }
 
 fn usage(waited: &Waited) -> Usage {

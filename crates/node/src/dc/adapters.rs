@@ -1,10 +1,15 @@
 //! Small adapters between crates that do not know each other.
 
-use dvs_carry::{AttachRequest, Attacher, FileAttributes, SharedDescription};
+use dvs_carry::{
+    AttachRequest, Attacher, Carrier, FifoEnd, FifoHost, FifoId, FileAttributes, Opener,
+    SharedDescription,
+};
+use dvs_container::Launcher;
 use dvs_fs::messages::{Attributes, InodeId, Time};
 use dvs_fs_client::attach::{CallId, Moved, Position, RemoteDescription};
-use dvs_fs_client::{Attached, Client, Hooks};
-use dvs_linux::Personality;
+use dvs_fs_client::{Attached, Client, Hooks, Opening};
+use dvs_linux::{OpenCall, Personality};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock, Weak};
 
 /// Makes shared descriptions openable in the tree.
@@ -96,21 +101,65 @@ fn attributes(found: &FileAttributes) -> Attributes {
     }
 }
 
-/// What the file tree sees, for the personality, which comes later than the tree.
+/// Opens ends of FIFOs in the container, and looks at who opens them.
+pub(crate) struct FifoPort {
+    pub(crate) client: Arc<Client>,
+    pub(crate) launcher: Launcher,
+}
+
+impl FifoHost for FifoPort {
+    fn open(&self, fifo: FifoId, end: FifoEnd, flags: i32) -> Result<OwnedFd, i32> {
+        let inode = InodeId { number: fifo.number, generation: fifo.generation };
+        let open = |path: &[u8]| self.launcher.open(path, flags);
+        self.client.open_fifo(inode, end == FifoEnd::Writers, open)
+    }
+
+    fn is_opening(&self, opener: &Opener) -> bool {
+        OpenCall::is_going_on(opener.thread, &opener.call)
+    }
+}
+
+/// What the file tree sees, for the personality and the carrier, which come later than the tree.
 #[derive(Default)]
-pub(crate) struct TreeHooks(pub(crate) OnceLock<Weak<Personality>>);
+pub(crate) struct TreeHooks {
+    pub(crate) personality: OnceLock<Weak<Personality>>,
+    pub(crate) carrier: OnceLock<Weak<Carrier>>,
+}
 
 impl TreeHooks {
     fn personality(&self) -> Option<Arc<Personality>> {
-        self.0.get()?.upgrade()
+        self.personality.get()?.upgrade()
     }
 }
 
 impl Hooks for TreeHooks {
-    fn fifo_seen(&self, _pid: u32) {
-        if let Some(personality) = self.personality() {
-            personality.shares_by_tree();
+    fn bridges_fifos(&self) -> bool {
+        self.personality().is_some_and(|personality| personality.is_spread())
+    }
+
+    fn opening(&self, pid: u32) -> Option<Opening> {
+        let OpenCall { thread, line, flags } = self.personality()?.opening(pid)?;
+        Some(Opening { thread, call: line, flags })
+    }
+
+    fn fifo_opening(&self, fifo: InodeId, writers: bool, opening: Opening) -> Result<(), i32> {
+        let carrier = self.carrier.get().and_then(Weak::upgrade).ok_or(libc::EIO)?;
+        let fifo = FifoId { number: fifo.number, generation: fifo.generation };
+        let end = if writers { FifoEnd::Writers } else { FifoEnd::Real };
+        if !writers && opening.flags & (libc::O_RDWR | libc::O_NONBLOCK) != 0 {
+            // Held open for others to read too (make's jobserver, `exec 3<>fifo`), which they can do
+            // on this node only.
+            if let Some(personality) = self.personality() {
+                personality.shares_by_tree();
+            }
         }
+        let Opening { thread, call, .. } = opening;
+        carrier.fifo_opening(fifo, end, Opener { thread, call }).map_err(|refusal| {
+            if let Some(personality) = self.personality() {
+                personality.fifo_refused(thread, &refusal.to_string());
+            }
+            libc::EXDEV
+        })
     }
 
     fn shared_memory_seen(&self, _pid: u32, _writable: bool) {

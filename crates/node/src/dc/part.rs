@@ -10,7 +10,7 @@
 //! | `member@N` | every node | hears from the process manager (posts) |
 //! | `net@N` | every node, with `--network dc` | see [`super::network`] |
 
-use super::adapters::{AttachPort, TreeHooks};
+use super::adapters::{AttachPort, FifoPort, TreeHooks};
 use super::links::{CarryLinks, Directory, LinuxLinks};
 use super::load::{LoadMeter, Subject};
 use super::manager::{Listener as NoticeListener, ManagerClient};
@@ -199,7 +199,11 @@ impl Part {
         personality.block_leased(block, *node);
         // Nothing happens in the container before the first program.
         let _ = late.set(Arc::downgrade(&personality));
-        let _ = hooks.0.set(Arc::downgrade(&personality));
+        let launcher = container.launcher.clone();
+        let fifos = FifoPort { client: Arc::clone(client), launcher };
+        carrier.bridge_fifos(description.home, Arc::new(fifos));
+        let _ = hooks.carrier.set(Arc::downgrade(&carrier));
+        let _ = hooks.personality.set(Arc::downgrade(&personality));
         let subject = Subject {
             cgroups: container.cgroups.clone(),
             processes: (container.init, container.launcher_pid),

@@ -7,6 +7,7 @@
 //! single thread empties at a time, which keeps their order.
 
 mod away;
+mod fifos;
 mod files;
 mod home;
 mod locks;
@@ -89,6 +90,8 @@ pub(crate) struct State {
     next_key: u64,
     buffer: Vec<u8>,
     scratch: (OwnedFd, OwnedFd),
+    /// Like `scratch`, with room for one buffer.
+    single: (OwnedFd, OwnedFd),
     home: home::Home,
     away: away::Away,
     requests: HashMap<u64, Request>,
@@ -127,6 +130,7 @@ pub(crate) struct Engine {
     epoll: Arc<Epoll>,
     wake: EventFd,
     next_request: AtomicU64,
+    fifos: fifos::Fifos,
     this: Weak<Engine>,
 }
 
@@ -149,6 +153,8 @@ impl Engine {
         let scratch = pipe::pair(PipeFlags { nonblocking: true, packet: false })?;
         // A smaller one works too, in smaller steps.
         let _ = pipe::set_capacity(&scratch.1, SCRATCH);
+        let single = pipe::pair(PipeFlags { nonblocking: true, packet: false })?;
+        pipe::set_capacity(&single.1, PAGE)?;
         let engine = Arc::new_cyclic(|this| Engine {
             state: Mutex::new(State {
                 epoll: Arc::clone(&epoll),
@@ -156,6 +162,7 @@ impl Engine {
                 next_key: WAKE + 1,
                 buffer: vec![0; SCRATCH],
                 scratch,
+                single,
                 home: home::Home::new(config.node),
                 away: away::Away::default(),
                 requests: HashMap::new(),
@@ -168,6 +175,7 @@ impl Engine {
             epoll,
             wake,
             next_request: AtomicU64::new(1),
+            fifos: fifos::Fifos::default(),
             this: this.clone(),
             config,
         });
@@ -246,7 +254,10 @@ impl Engine {
             outbox.busy = true;
             while let Some((to, message)) = outbox.queue.pop_front() {
                 drop(outbox);
-                if self.transport.post(to, message).is_err() && !gone.contains(&to) {
+                if to == self.config.node {
+                    // A FIFO that is written and read here.
+                    self.deliver(to, message);
+                } else if self.transport.post(to, message).is_err() && !gone.contains(&to) {
                     gone.push(to);
                 }
                 outbox = self.outbox.lock().unwrap();
@@ -263,8 +274,16 @@ impl Engine {
         if message.check().is_err() {
             return;
         }
+        if let CarryMessage::Fifo { fifo, what } = message {
+            if let Some(bridge) = self.fifos.get() {
+                bridge.message(from, fifo, what);
+            }
+            return;
+        }
         let this = self.weak();
         self.locked(|state, effects| match message {
+            // See above.
+            CarryMessage::Fifo { .. } => {}
             CarryMessage::StreamReady { stream } => state.home_ready(from, stream, effects),
             CarryMessage::StreamData { stream, records, bytes } => {
                 // Output streams are numbered by us, input streams by the sender.
@@ -332,6 +351,9 @@ impl Engine {
                 waiting.home != node
             });
         });
+        if let Some(bridge) = self.fifos.get() {
+            bridge.node_gone(node);
+        }
     }
 
     /// Posts a reply made by a worker.
@@ -396,6 +418,9 @@ impl Engine {
             state.watched.clear();
             state.requests.clear();
         });
+        if let Some(bridge) = self.fifos.get() {
+            bridge.stop();
+        }
         self.workers.stop();
         let _ = self.wake.signal();
     }

@@ -31,6 +31,7 @@ mod description;
 pub mod descriptor;
 mod engine;
 mod exporter;
+pub mod fifo;
 mod identity;
 mod importer;
 pub mod memory;
@@ -48,6 +49,7 @@ pub use descriptor::{
 };
 pub use engine::{DrainOutcome, MAX_DESCRIPTIONS, MAX_REQUESTS, MAX_STREAMS};
 pub use exporter::Exporter;
+pub use fifo::{FifoEnd, FifoHost, FifoId, FifoMessage, FifoRefusal, MAX_FIFOS, Opener};
 pub use identity::{IdMap, IdRange, OVERFLOW_ID};
 pub use importer::{ImportError, Importer};
 pub use messages::{
@@ -141,6 +143,26 @@ impl Carrier {
     #[must_use]
     pub fn importer(&self) -> Importer {
         Importer::new(Arc::clone(&self.engine))
+    }
+
+    /// From now on FIFOs of the tree reach over nodes. `registrar` is the container's home.
+    pub fn bridge_fifos(&self, registrar: u16, host: Arc<dyn FifoHost>) {
+        self.engine.bridge_fifos(registrar, host);
+    }
+
+    /// A thread is about to open an end of a FIFO: for reading (and perhaps writing too) the FIFO
+    /// itself, for writing the writers' end. Returns when it may go on, after at most a message or
+    /// two; it waits for its other end in the kernel, and so does an open without `O_NONBLOCK`.
+    ///
+    /// # Errors
+    /// [`FifoRefusal`]: the open is to fail.
+    pub fn fifo_opening(
+        &self,
+        fifo: FifoId,
+        end: FifoEnd,
+        opener: Opener,
+    ) -> Result<(), FifoRefusal> {
+        self.engine.fifo_opening(fifo, end, opener)
     }
 
     /// A message from another node, in the order in which they were posted. Never waits; posts what

@@ -4,6 +4,7 @@
 //! total is absolute (bytes since the stream began), so a repeated message changes nothing. Messages
 //! of one pair of nodes arrive in the order in which they were posted, or the peer is gone.
 
+use crate::fifo::{FifoId, FifoMessage};
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol; leads every encoded message.
@@ -265,6 +266,13 @@ pub enum CarryMessage {
         description: DescriptionId,
         /// Where it is to be.
         position: u64,
+    },
+    /// About a FIFO of the tree.
+    Fifo {
+        /// Which.
+        fifo: FifoId,
+        /// What.
+        what: FifoMessage,
     },
 }
 

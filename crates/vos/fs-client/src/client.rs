@@ -3,6 +3,7 @@
 use crate::attach::{AttachToken, Attached, RemoteDescription, Waiting, WaitingTable};
 use crate::cache::{Cache, Until};
 use crate::deferred::{self, DeferredTable};
+use crate::fifo::FifoNames;
 use crate::notices::{self, Invalidator, Queue};
 use crate::numbering::Numbering;
 use crate::settle::settle;
@@ -86,6 +87,7 @@ pub struct Client {
     cache: Mutex<Cache>,
     attached: Mutex<WaitingTable>,
     deferred: Mutex<DeferredTable>,
+    fifos: Mutex<FifoNames>,
     invalidator: RwLock<Option<Arc<dyn Invalidator>>>,
     queue: Arc<Queue>,
     gone: AtomicBool,
@@ -114,6 +116,7 @@ impl Client {
             cache: Mutex::default(),
             attached: Mutex::default(),
             deferred: Mutex::default(),
+            fifos: Mutex::default(),
             invalidator: RwLock::default(),
             queue: Arc::default(),
             gone: AtomicBool::new(false),
@@ -476,6 +479,29 @@ impl Client {
 
     pub(crate) fn take_attached(&self, name: &[u8]) -> Option<Waiting> {
         self.attached.lock().unwrap().take(name, Instant::now())
+    }
+
+    /// Opens an end of a FIFO (the writers' end, or itself) through `open`, which is given a path of the
+    /// mount that is good once.
+    ///
+    /// # Errors
+    /// `ENFILE` over [`crate::fifo::MAX_FIFO_NAMES`]; `ENOENT`: nobody has the FIFO here; those of
+    /// `open`.
+    pub fn open_fifo<T>(
+        &self,
+        fifo: InodeId,
+        writers: bool,
+        open: impl FnOnce(&[u8]) -> Result<T, i32>,
+    ) -> Result<T, i32> {
+        let name = self.fifos.lock().unwrap().add(fifo, writers, rand::random());
+        let name = name.ok_or(libc::ENFILE)?;
+        let opened = open(&[b"/", name.as_slice()].concat());
+        self.take_fifo(&name);
+        opened
+    }
+
+    pub(crate) fn take_fifo(&self, name: &[u8]) -> Option<(InodeId, bool)> {
+        self.fifos.lock().unwrap().take(name)
     }
 
     /// Does an operation of the client's own whose answer says nothing.

@@ -5,12 +5,14 @@ mod common;
 use common::real::Real;
 use common::stub::Stub;
 use common::{WAIT, in_child, mount, mount_with, until};
+use dvs_fs::messages::InodeId;
 use dvs_fs::tree::Life;
 use dvs_fs::tree::memory::MemoryTree;
-use dvs_fs_client::Hooks;
+use dvs_fs_client::{Hooks, Opening};
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::io::{Read, Write};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 #[test]
@@ -170,6 +172,87 @@ fn special_files_and_shared_memory_are_announced() {
         assert!(shared.iter().any(|(_, writable)| !*writable), "{shared:?}");
         // The kernel joins the two ends of a FIFO of one node.
         assert_eq!(node.shell("cat f & echo through > f; wait"), "through");
+    });
+}
+
+#[test]
+fn writers_of_a_fifo_get_an_end_of_their_own() {
+    #[derive(Default)]
+    struct Bridge {
+        /// The bridge itself opens.
+        own: AtomicBool,
+        opened: Mutex<Vec<(InodeId, bool)>>,
+    }
+    impl Hooks for Bridge {
+        fn bridges_fifos(&self) -> bool {
+            true
+        }
+        fn opening(&self, pid: u32) -> Option<Opening> {
+            loop {
+                let line = fs::read_to_string(format!("/proc/{pid}/syscall")).ok()?;
+                let words: Vec<&str> = line.split_whitespace().collect();
+                match words[0] {
+                    "running" => std::thread::yield_now(),
+                    number if number == libc::SYS_openat.to_string() => {
+                        let flags = i32::from_str_radix(&words[3][2..], 16).unwrap();
+                        let own = self.own.load(Ordering::SeqCst);
+                        return (!own).then_some(Opening { thread: pid, call: line, flags });
+                    }
+                    _ => return None,
+                }
+            }
+        }
+        fn fifo_opening(&self, fifo: InodeId, writers: bool, _: Opening) -> Result<(), i32> {
+            self.opened.lock().unwrap().push((fifo, writers));
+            Ok(())
+        }
+    }
+    in_child("writers_of_a_fifo_get_an_end_of_their_own", || {
+        let bridge = Arc::new(Bridge::default());
+        let stub = Stub::new();
+        let node = mount_with(&stub, 1, Arc::clone(&bridge) as _);
+        node.shell("mkfifo f");
+        let open = |path: &str, read: bool, write: bool| {
+            let flags = libc::O_NONBLOCK;
+            fs::File::options().read(read).write(write).custom_flags(flags).open(path)
+        };
+        let path = node.at("f");
+        let path = path.to_str().unwrap();
+        let mut reader = open(path, true, false).unwrap();
+        let error = open(path, false, true).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENXIO), "the reader is at the other one");
+        let opened = bridge.opened.lock().unwrap().clone();
+        let fifo = opened[0].0;
+        assert_eq!(opened, [(fifo, false), (fifo, true)]);
+        bridge.own.store(true, Ordering::SeqCst);
+        let ours = node.client.open_fifo(fifo, true, |name| {
+            let name = node.at(std::str::from_utf8(&name[1..]).unwrap());
+            open(name.to_str().unwrap(), true, false).map_err(|error| error.raw_os_error().unwrap())
+        });
+        let real = node.client.open_fifo(fifo, false, |name| {
+            let name = node.at(std::str::from_utf8(&name[1..]).unwrap());
+            open(name.to_str().unwrap(), false, true).map_err(|error| error.raw_os_error().unwrap())
+        });
+        bridge.own.store(false, Ordering::SeqCst);
+        let (mut ours, mut real) = (ours.unwrap(), real.unwrap());
+        let mut writer = open(path, false, true).unwrap();
+        writer.write_all(b"through").unwrap();
+        let mut bytes = [0; 16];
+        assert_eq!(ours.read(&mut bytes).unwrap(), 7);
+        real.write_all(&bytes[..7]).unwrap();
+        assert_eq!(reader.read(&mut bytes).unwrap(), 7);
+        // Nobody can tell the two apart.
+        let (one, two) = (writer.metadata().unwrap(), reader.metadata().unwrap());
+        assert!(one.file_type().is_fifo() && (one.ino(), one.mode()) == (two.ino(), two.mode()));
+        assert_eq!(fs::metadata(path).unwrap().ino(), one.ino());
+        open(path, true, true).unwrap();
+        assert_eq!(bridge.opened.lock().unwrap().last(), Some(&(fifo, false)), "both: as a reader");
+        let used = node.client.open_fifo(fifo, true, |name| Ok(name.to_vec())).unwrap();
+        let name = node.at(std::str::from_utf8(&used[1..]).unwrap());
+        assert_eq!(
+            open(name.to_str().unwrap(), true, false).unwrap_err().raw_os_error(),
+            Some(libc::ENOENT)
+        );
     });
 }
 

@@ -40,6 +40,7 @@ pub mod tree_files;
 
 pub use reason::Reason;
 pub use statistics::Statistics;
+pub use supervisor::openings::OpenCall;
 pub use supervisor::peers::Reply;
 pub use supervisor::programs::{Ended, Place, ProcessInfo, ProgramRef};
 pub use supervisor::{Config, Parts, Personality};

@@ -8,6 +8,7 @@ use dvs_sys::error::SysError;
 use dvs_sys::pipe::{self, PAGE};
 use dvs_sys::terminal;
 
+use super::fifos::Over;
 use super::offsets::OpenFile;
 use super::{Effects, IN, ONCE, OUT, State, Watched, no_reader};
 use crate::core::{InputFeeder, MAX_SLOTS, OutputSender, layout};
@@ -18,7 +19,7 @@ use crate::messages::{
 enum Kind {
     Output {
         core: OutputSender,
-        terminal: bool,
+        source: Source,
         /// Slots of the local pipe now.
         slots: usize,
         /// How far the stream must be sent before its program counts as drained.
@@ -31,11 +32,24 @@ enum Kind {
     },
 }
 
+/// What an output stream is taken from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// A pipe of ours in packet mode: each write is a record.
+    Pipe,
+    /// The master of a terminal.
+    Terminal,
+    /// The writers' end of a FIFO: a pipe whose size is its writers' affair, and whose buffers are
+    /// the records.
+    Fifo,
+}
+
 pub(super) struct Stream {
     program: ProgramKey,
     fd: OwnedFd,
     key: u64,
     kind: Kind,
+    over: Option<Over>,
 }
 
 /// The number of a stream among all homes.
@@ -82,8 +96,28 @@ impl State {
             pipe::set_capacity(&fd, slots * PAGE)?;
         }
         let key = self.watch(&fd, IN | ONCE, Watched::Away(home, stream))?;
-        let kind = Kind::Output { core, terminal, slots, mark: None };
-        self.away_insert((home, stream), Stream { program, fd, key, kind });
+        let source = if terminal { Source::Terminal } else { Source::Pipe };
+        let kind = Kind::Output { core, source, slots, mark: None };
+        self.away_insert((home, stream), Stream { program, fd, key, kind, over: None });
+        Ok(())
+    }
+
+    /// Starts to empty the writers' end of a FIFO, non-blocking; `over` is called when that ends.
+    pub(super) fn away_fifo(
+        &mut self,
+        home: u16,
+        program: ProgramKey,
+        stream: StreamId,
+        fd: OwnedFd,
+        credit: u64,
+        over: Over,
+    ) -> Result<(), SysError> {
+        let key = self.watch(&fd, IN | ONCE, Watched::Away(home, stream))?;
+        let (core, source) = (OutputSender::new(credit), Source::Fifo);
+        let kind = Kind::Output { core, source, slots: MAX_SLOTS, mark: None };
+        let over = Some(over);
+        self.away_remove((home, stream));
+        self.away.streams.insert((home, stream), Stream { program, fd, key, kind, over });
         Ok(())
     }
 
@@ -99,7 +133,7 @@ impl State {
         let key = self.watch(&fd, 0, Watched::Away(home, stream))?;
         let slots = pipe::capacity(&fd)? / PAGE;
         let kind = Kind::Input { core: InputFeeder::new(), slots };
-        self.away_insert((home, stream), Stream { program, fd, key, kind });
+        self.away_insert((home, stream), Stream { program, fd, key, kind, over: None });
         effects.post(home, CarryMessage::StreamReady { stream });
         Ok(())
     }
@@ -114,6 +148,11 @@ impl State {
         if let Some(removed) = self.away.streams.remove(&name) {
             self.watched.remove(&removed.key);
             let _ = self.epoll.remove(&removed.fd);
+            // Closed before anybody hears of it.
+            drop(removed.fd);
+            if let Some(over) = removed.over {
+                over();
+            }
         }
     }
 
@@ -175,7 +214,7 @@ impl State {
     }
 
     pub(super) fn away_resized(&mut self, from: u16, stream: StreamId, size: TerminalSize) {
-        if let Some(Stream { kind: Kind::Output { terminal: true, .. }, fd, .. }) =
+        if let Some(Stream { kind: Kind::Output { source: Source::Terminal, .. }, fd, .. }) =
             self.away.streams.get(&(from, stream))
         {
             // A terminal that is being closed has no size.
@@ -195,15 +234,23 @@ impl State {
 
     fn away_pump_output(&mut self, name: Name, effects: &mut Effects) {
         let (home, stream) = name;
-        let Some(found) = self.away.streams.get_mut(&name) else { return };
-        let Kind::Output { core, terminal, slots, mark } = &mut found.kind else { return };
-        let mut batch = Batch { home, stream, structured: !*terminal, ..Batch::default() };
+        // Taken out of the table for the time, since the engine's buffers are needed with it.
+        let Some(mut found) = self.away.streams.remove(&name) else { return };
+        let Kind::Output { core, source, slots, mark } = &mut found.kind else {
+            self.away.streams.insert(name, found);
+            return;
+        };
+        let source = *source;
+        let structured = source != Source::Terminal;
+        let mut batch = Batch { home, stream, structured, ..Batch::default() };
         let (mut ended, mut emptied) = (false, false);
         while core.may_take() {
             // All at once: the pipe has to shrink before its writer can fill it again.
-            let whole = !*terminal && *slots * PAGE <= core.most();
+            let whole = source == Source::Pipe && *slots * PAGE <= core.most();
             let taken = if whole {
                 pipe::splice(&found.fd, &self.scratch.1, core.most())
+            } else if source == Source::Fifo {
+                self.take_buffer(&found.fd)
             } else {
                 let Some(space) = self.buffer.get_mut(..MAX_RECORD) else { break };
                 pipe::read(&found.fd, space)
@@ -241,10 +288,10 @@ impl State {
             }
         }
         batch.post(effects);
-        if !*terminal {
+        if source == Source::Pipe {
             resize(&found.fd, slots, core.slots());
         }
-        if emptied && *terminal && mark.is_some() {
+        if emptied && source == Source::Terminal && mark.is_some() {
             // A terminal cannot say how much waits in it, but when it has nothing it has nothing.
             *mark = Some(0);
         }
@@ -252,9 +299,12 @@ impl State {
         if ended {
             core.end();
             effects.post(home, CarryMessage::StreamEnd { stream });
-            self.away_remove(name);
         } else if core.may_take() {
             let _ = self.epoll.modify(&found.fd, IN | ONCE, found.key);
+        }
+        self.away.streams.insert(name, found);
+        if ended {
+            self.away_remove(name);
         }
         self.away_check_drain(program, effects);
     }
@@ -310,8 +360,8 @@ impl State {
         for name in body.streams.clone() {
             let Some(found) = self.away.streams.get_mut(&name) else { continue };
             match &mut found.kind {
-                Kind::Output { core, terminal, mark, .. } => {
-                    let waiting = if *terminal {
+                Kind::Output { core, source, mark, .. } => {
+                    let waiting = if *source == Source::Terminal {
                         // Not known: until it is seen empty, or a full terminal's worth has passed.
                         MAX_STREAM_DATA
                     } else {

@@ -17,14 +17,23 @@ use std::time::Duration;
 const MAX_COPY: u64 = 64 << 20;
 
 impl Session {
-    pub(super) fn get_attr(&self, h: &Header, body: &mut Body) -> Served {
-        let (inode, attached) = self.node(h.node, |node| (node.inode, node.attached))?;
+    pub(super) fn get_attr(
+        self: &Arc<Self>,
+        device: &Arc<Device>,
+        h: &Header,
+        body: &mut Body,
+    ) -> Served {
+        let (inode, attached, writers) =
+            self.node(h.node, |node| (node.inode, node.attached, node.writers))?;
         let (Some(inode), false) = (inode, attached) else {
             let attributes = self.attached_attributes(h)?;
             body.attr_out(Duration::ZERO, &convert::attr(&attributes));
             return Ok(Answer::Body);
         };
         let (attributes, until) = self.client.attributes(convert::credentials(h), inode)?;
+        if let Some(opening) = self.fifo_opened(h, &attributes, writers) {
+            return self.before_fifo_opens(device, h, (inode, writers), opening, &attributes);
+        }
         body.attr_out(self.attr_valid(&attributes, until), &convert::attr(&attributes));
         Ok(Answer::Body)
     }

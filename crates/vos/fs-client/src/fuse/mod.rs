@@ -6,6 +6,7 @@
 
 mod attached;
 mod convert;
+mod fifos;
 mod files;
 mod interrupts;
 mod kernel;

@@ -27,6 +27,9 @@ impl Session {
         if h.node == ROOT_ID && name.starts_with(crate::attach::NAME_PREFIX.as_bytes()) {
             return self.lookup_attached(h, name, body);
         }
+        if h.node == ROOT_ID && name.starts_with(crate::fifo::FIFO_PREFIX.as_bytes()) {
+            return self.lookup_fifo(h, name, body);
+        }
         let (parent, place) = self.directory(h.node)?;
         let credentials = convert::credentials(h);
         let mut found = self.client.lookup(credentials, parent, name)?;
@@ -58,7 +61,10 @@ impl Session {
         let Some(attributes) = found.attributes else {
             return Some(Entry { name_valid: names_valid(found.name), ..Entry::default() });
         };
-        let (node, confirmed) = {
+        let writers = self.wants_writers_end(h, &attributes);
+        let (node, confirmed) = if writers {
+            (self.nodes.lock().unwrap().enter_writers(attributes.inode, found.counted)?, false)
+        } else {
             let mut nodes = self.nodes.lock().unwrap();
             let node = nodes.enter(attributes.inode, place, found.counted)?;
             (node, nodes.of(attributes.inode)?.confirmed)

@@ -34,6 +34,8 @@ pub(super) struct Node {
     pub(super) inode: Option<InodeId>,
     /// Whether it stands for an attached description.
     pub(super) attached: bool,
+    /// Whether it is the writers' end of a FIFO.
+    pub(super) writers: bool,
     /// The kernel's references.
     pub(super) lookups: u64,
     /// The server's count of this client's references.
@@ -55,6 +57,8 @@ pub(super) struct Nodes {
     by_id: HashMap<u64, Node>,
     by_inode: HashMap<InodeId, u64>,
     attached: HashMap<InodeId, Vec<u64>>,
+    /// Writers' ends of FIFOs.
+    writers: HashMap<InodeId, u64>,
     last: u64,
 }
 
@@ -66,6 +70,7 @@ impl Nodes {
             by_id: HashMap::from([(ROOT_ID, root)]),
             by_inode: HashMap::from([(ROOT, ROOT_ID)]),
             attached: HashMap::new(),
+            writers: HashMap::new(),
             last: ROOT_ID,
         }
     }
@@ -80,7 +85,8 @@ impl Nodes {
     /// The ids of an object: its own, and those of attached descriptions of it.
     pub(super) fn ids(&self, inode: InodeId) -> Vec<u64> {
         let attached = self.attached.get(&inode).into_iter().flatten();
-        self.by_inode.get(&inode).into_iter().chain(attached).copied().collect()
+        let own = self.by_inode.get(&inode).into_iter().chain(self.writers.get(&inode));
+        own.chain(attached).copied().collect()
     }
 
     /// The node of an object, without the kernel having named it.
@@ -118,6 +124,25 @@ impl Nodes {
         self.last
     }
 
+    /// The kernel gets a reference to the writers' end of a FIFO; as [`Nodes::enter`].
+    pub(super) fn enter_writers(&mut self, inode: InodeId, counted: bool) -> Option<u64> {
+        let id = match self.writers.get(&inode) {
+            Some(id) => *id,
+            None if counted => {
+                self.last += 1;
+                let node = Node { writers: true, ..Node::new(Some(inode), Place::Elsewhere) };
+                self.by_id.insert(self.last, node);
+                self.writers.insert(inode, self.last);
+                self.last
+            }
+            None => return None,
+        };
+        let node = self.by_id.get_mut(&id)?;
+        node.lookups += 1;
+        node.references += u64::from(counted);
+        Some(id)
+    }
+
     /// The kernel drops references. The answer: the object, if that was the last of them, and how
     /// many references the server has counted.
     pub(super) fn forget(&mut self, id: u64, count: u64) -> Option<(InodeId, u64)> {
@@ -140,7 +165,8 @@ impl Nodes {
             }
             return None;
         }
-        self.by_inode.remove(&inode);
+        let ids = if node.writers { &mut self.writers } else { &mut self.by_inode };
+        ids.remove(&inode);
         Some((inode, node.references))
     }
 
@@ -159,6 +185,7 @@ impl Node {
         Node {
             inode,
             attached: false,
+            writers: false,
             lookups: 0,
             references: 0,
             confirmed: false,
@@ -213,6 +240,19 @@ mod tests {
         assert_eq!(nodes.forget(attached, 1), None, "the server has counted nothing");
         assert_eq!(nodes.ids(inode(5)), [id]);
         assert_eq!(nodes.enter(inode(5), Place::Elsewhere, false), Some(id));
+    }
+
+    #[test]
+    fn the_writers_end_of_a_fifo_is_a_node_of_its_own() {
+        let mut nodes = Nodes::new();
+        let id = nodes.enter(inode(5), Place::Elsewhere, true).unwrap();
+        assert_eq!(nodes.enter_writers(inode(5), false), None, "it holds its own reference");
+        let writers = nodes.enter_writers(inode(5), true).unwrap();
+        assert_eq!(nodes.enter_writers(inode(5), false), Some(writers));
+        assert_eq!(nodes.ids(inode(5)), [id, writers]);
+        assert_eq!(nodes.forget(id, 1), Some((inode(5), 1)));
+        assert_eq!(nodes.forget(writers, 2), Some((inode(5), 1)));
+        assert!(nodes.ids(inode(5)).is_empty());
     }
 
     #[test]

@@ -116,7 +116,7 @@ impl Session {
                 Ok(Answer::Nothing)
             }
             Operation::Lookup { name } => self.lookup(h, name, body),
-            Operation::GetAttr { .. } => self.get_attr(h, body),
+            Operation::GetAttr { .. } => self.get_attr(device, h, body),
             Operation::SetAttr(changes) => self.set_attr(h, &changes, body),
             Operation::ReadLink => {
                 self.data(h, Ask::ReadLink { inode: self.inode(h.node)? }, usize::MAX)

@@ -16,7 +16,7 @@ pub const MAX_NAME: usize = 256;
 /// Something that programs share.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Thing {
-    /// FIFOs, memory and the like that are found through the file tree or inherited.
+    /// Memory and the like that is found through the file tree or inherited, and FIFOs held open.
     Unnamed,
     /// A TCP port of the loopback addresses.
     Tcp(u16),
@@ -41,7 +41,7 @@ impl std::fmt::Display for Thing {
             String::from_utf8_lossy(&shown).into_owned()
         };
         match self {
-            Thing::Unnamed => formatter.write_str("shared memory or a FIFO"),
+            Thing::Unnamed => formatter.write_str("shared memory or a FIFO that is held open"),
             Thing::Tcp(port) => write!(formatter, "TCP port {port} of localhost"),
             Thing::Udp(port) => write!(formatter, "UDP port {port} of localhost"),
             Thing::Unix(name) => write!(formatter, "the unix socket {}", text(name)),

@@ -11,6 +11,7 @@ pub(crate) mod convert;
 pub(crate) mod exec;
 pub(crate) mod ghosts;
 pub(crate) mod identity;
+pub(crate) mod openings;
 pub(crate) mod peers;
 pub(crate) mod pids;
 pub(crate) mod programs;

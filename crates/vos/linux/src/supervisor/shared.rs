@@ -101,7 +101,7 @@ impl Personality {
         let _ = self.listener.proceed(call.id);
     }
 
-    /// A file-system hook: a program here found a FIFO or used `/dev/shm`.
+    /// A file-system hook: a program here holds a FIFO open for others or used `/dev/shm`.
     pub fn shares_by_tree(&self) {
         self.begin(&Thing::Unnamed);
     }
