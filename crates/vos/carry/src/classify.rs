@@ -16,6 +16,10 @@ pub(crate) enum Class {
     PipeReader,
     /// Write end of a pipe or FIFO.
     PipeWriter,
+    /// A FIFO of the DC's tree, open for reading.
+    FifoReader,
+    /// A FIFO of the DC's tree, open for writing.
+    FifoWriter,
     /// The slave side of a terminal.
     Terminal,
     /// A regular file.
@@ -112,7 +116,11 @@ fn classify_unseen(path: &[u8], flags: i32, is_pipe: bool, is_directory: bool) -
         return if named { Class::ByPath } else { Class::Unsupported(Kind::Unknown) };
     }
     if is_pipe {
-        return Class::Unsupported(Kind::TreeFifo);
+        return match access(flags) {
+            libc::O_RDONLY => Class::FifoReader,
+            libc::O_WRONLY => Class::FifoWriter,
+            _ => Class::Unsupported(Kind::TreeFifo),
+        };
     }
     match (is_directory, named) {
         (true, true) => Class::ByPath,
@@ -234,8 +242,10 @@ mod tests {
         assert_eq!(classify_unseen(b"/d", read, false, true), Class::ByPath);
         let deleted = classify_unseen(b"/d (deleted)", read, false, true);
         assert_eq!(deleted, Class::Unsupported(Kind::DeletedDirectory));
-        let fifo = classify_unseen(b"/f", read, true, false);
-        assert_eq!(fifo, Class::Unsupported(Kind::TreeFifo));
+        let fifo = |flags| classify_unseen(b"/f", flags, true, false);
+        assert_eq!(fifo(read), Class::FifoReader);
+        assert_eq!(fifo(libc::O_WRONLY | libc::O_NONBLOCK), Class::FifoWriter);
+        assert_eq!(fifo(libc::O_RDWR), Class::Unsupported(Kind::TreeFifo));
     }
 
     #[test]

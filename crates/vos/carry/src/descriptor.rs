@@ -177,7 +177,7 @@ pub enum Kind {
     Socket,
     /// A FIFO opened for reading and writing.
     ReadWritePipe,
-    /// A FIFO of the file tree.
+    /// A FIFO of the file tree that is open for reading and writing, or not read at this moment.
     TreeFifo,
     /// The controlling terminal's own device.
     ControllingTerminal,
@@ -206,7 +206,7 @@ impl std::fmt::Display for Kind {
         formatter.write_str(match self {
             Kind::Socket => "a socket",
             Kind::ReadWritePipe => "a FIFO open for reading and writing",
-            Kind::TreeFifo => "a named FIFO",
+            Kind::TreeFifo => "a named FIFO open for both, or that nobody reads now",
             Kind::ControllingTerminal => "the controlling terminal",
             Kind::TerminalMaster => "a terminal's master",
             Kind::CharacterDevice => "a character device",

@@ -12,6 +12,7 @@ use crate::descriptor::{
     Carried, CarriedDescriptor, InheritedDescriptor, Kind, MAX_DESCRIPTORS, Refusal,
 };
 use crate::engine::{DrainOutcome, Effects, Engine, State, no_reader, terminal_size};
+use crate::fifo::FifoEnd;
 use crate::messages::{FileAttributes, ProgramKey, TerminalAttributes, TerminalSize};
 
 /// Status flags that a stand-in takes over.
@@ -105,6 +106,16 @@ impl Exporter {
                 let pipe = (attributes.device, attributes.inode);
                 Prepared::Input { own, pipe, flags: kept_flags, owner }
             }
+            Class::FifoWriter => {
+                let own = self.fifo(number, tree_inode, FifoEnd::Writers, libc::O_WRONLY)?;
+                Prepared::Output { own: Some(own), flags: kept_flags, owner }
+            }
+            Class::FifoReader if number != 0 => return Err(Refusal::SharedReader { number }),
+            Class::FifoReader => {
+                let own = self.fifo(number, tree_inode, FifoEnd::Real, libc::O_RDONLY)?;
+                let pipe = (attributes.device, attributes.inode);
+                Prepared::Input { own, pipe, flags: kept_flags, owner }
+            }
             Class::Terminal => {
                 let mode = access(flags);
                 if mode == libc::O_RDONLY || (number == 0 && mode != libc::O_WRONLY) {
@@ -128,6 +139,20 @@ impl Exporter {
             Class::Device(device) => open(device.as_bytes().to_vec()),
             Class::Unsupported(kind) => return Err(Refusal::Unsupported { number, kind }),
         })
+    }
+
+    /// A description of our own of a FIFO of the tree, which only somebody in the container can open.
+    /// One to be written that nobody reads at this moment stays, with its program.
+    fn fifo(
+        &self,
+        number: i32,
+        inode: Option<u64>,
+        end: FifoEnd,
+        mode: i32,
+    ) -> Result<OwnedFd, Refusal> {
+        let refusal = Refusal::Unsupported { number, kind: Kind::TreeFifo };
+        let inode = inode.ok_or(refusal)?;
+        self.engine.open_fifo(inode, end, mode | libc::O_NONBLOCK).ok_or(refusal)
     }
 
     /// The placement did not happen: forgets the program and closes what was kept for it.
@@ -276,7 +301,7 @@ fn same(left: &Seen, right: &Seen) -> bool {
     {
         return false;
     }
-    matches!(a.class, Class::PipeReader | Class::PipeWriter)
+    matches!(a.class, Class::PipeReader | Class::PipeWriter | Class::FifoReader | Class::FifoWriter)
         || pipe::same_description(&left.descriptor.fd, &right.descriptor.fd).unwrap_or(false)
 }
 

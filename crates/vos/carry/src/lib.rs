@@ -10,7 +10,8 @@
 //! | write end of a pipe | a local pipe, emptied into home's as there is room in it |
 //! | read end of a pipe | a local pipe, filled with copies; home's is emptied as the body reads |
 //! | terminal, for output | a local pseudo terminal, emptied into home's |
-//! | regular file, for writing | kept open at home, written there ([`SharedDescription`]) |
+//! | regular file | kept open at home, read and written there ([`SharedDescription`]) |
+//! | FIFO of the tree | as a pipe |
 //! | `/dev/null` and the like, directories, `O_PATH` | opened anew by path |
 //! | everything else | refused: the program stays at home ([`Refusal`]) |
 //!

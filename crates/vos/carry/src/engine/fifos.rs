@@ -46,6 +46,13 @@ impl Engine {
         self.fifos.get().map_or(Ok(()), |bridge| bridge.opening(fifo, end, opener))
     }
 
+    /// Opens an end of a FIFO of the tree; `None`: not possible, or FIFOs are not bridged.
+    pub(crate) fn open_fifo(&self, inode: u64, end: FifoEnd, flags: i32) -> Option<OwnedFd> {
+        // Numbers of the tree are never used twice, so the generation is always this.
+        let fifo = FifoId { number: inode, generation: 0 };
+        self.fifos.get()?.open(fifo, end, flags).ok()
+    }
+
     /// Sends one message, perhaps to this node.
     pub(crate) fn send(&self, to: u16, message: CarryMessage) {
         self.locked(|state, effects| {

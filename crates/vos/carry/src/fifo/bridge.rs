@@ -64,6 +64,11 @@ impl Bridge {
         Arc::new(Bridge { here, registrar, host, engine, inbox, wake })
     }
 
+    /// Opens an end of a FIFO in the container.
+    pub(crate) fn open(&self, fifo: FifoId, end: FifoEnd, flags: i32) -> Result<OwnedFd, i32> {
+        self.host.open(fifo, end, flags)
+    }
+
     /// A thread is about to open; returns when it may go on.
     pub(crate) fn opening(
         self: &Arc<Self>,

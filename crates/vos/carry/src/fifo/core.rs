@@ -8,6 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{FifoId, FifoMessage, FifoRefusal, MAX_FIFOS, Opener};
 use crate::messages::StreamId;
 
+/// FIFOs that are looked at for being out of use whenever a new one is read.
+const SWEPT: usize = 2;
+
 /// What the core asks and tells.
 pub(crate) trait World {
     /// Sends a message, perhaps to this node.
@@ -78,6 +81,8 @@ pub(crate) struct Core {
     here: u16,
     registrar: u16,
     readers: BTreeMap<FifoId, Reader>,
+    /// Where the last look for FIFOs out of use ended.
+    swept: FifoId,
     writers: BTreeMap<FifoId, Writer>,
     register: BTreeMap<FifoId, Registered>,
 }
@@ -93,9 +98,16 @@ impl Core {
             here,
             registrar,
             readers: BTreeMap::new(),
+            swept: FifoId { number: 0, generation: 0 },
             writers: BTreeMap::new(),
             register: BTreeMap::new(),
         }
+    }
+
+    /// FIFOs that are read here, as far as is known.
+    #[cfg(test)]
+    pub(crate) fn known(&self) -> usize {
+        self.readers.len()
     }
 
     /// A thread is about to open the real FIFO, for reading (and perhaps writing too).
@@ -106,9 +118,12 @@ impl Core {
         opener: Opener,
         ask: u64,
     ) {
-        if self.readers.len() >= MAX_FIFOS && !self.readers.contains_key(&fifo) {
-            world.answer(ask, Err(FifoRefusal::TooMany));
-            return;
+        if !self.readers.contains_key(&fifo) {
+            self.sweep(world);
+            if self.readers.len() >= MAX_FIFOS {
+                world.answer(ask, Err(FifoRefusal::TooMany));
+                return;
+            }
         }
         let reader = self.readers.entry(fifo).or_default();
         replace(&mut reader.openers, opener);
@@ -120,6 +135,24 @@ impl Core {
         if !reader.claiming {
             reader.claiming = true;
             world.post(self.registrar, fifo, FifoMessage::Claim);
+        }
+    }
+
+    /// Gives up some FIFOs that nobody reads any more: nothing tells when the last reader goes.
+    fn sweep(&mut self, world: &mut dyn World) {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let behind = self.readers.range((Excluded(self.swept), Unbounded)).map(|(fifo, _)| *fifo);
+        let before = self.readers.range(..=self.swept).map(|(fifo, _)| *fifo);
+        let some: Vec<FifoId> = behind.chain(before).take(SWEPT).collect();
+        for fifo in some {
+            self.swept = fifo;
+            let idle = self.readers.get(&fifo).is_some_and(|reader| {
+                reader.owned && reader.openers.is_empty() && reader.connecting.is_empty()
+            });
+            if idle && !world.has_reader(fifo) {
+                self.readers.remove(&fifo);
+                world.post(self.registrar, fifo, FifoMessage::Yielded(true));
+            }
         }
     }
 

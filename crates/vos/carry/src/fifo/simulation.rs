@@ -487,6 +487,51 @@ fn the_loss_of_the_reading_node_makes_room_for_another() {
 }
 
 #[test]
+fn fifos_out_of_use_are_given_up() {
+    struct Nothing(usize);
+    impl World for Nothing {
+        fn post(&mut self, _: u16, _: FifoId, what: FifoMessage) {
+            self.0 += usize::from(what == FifoMessage::Yielded(true));
+        }
+        fn answer(&mut self, _: u64, answer: Result<(), FifoRefusal>) {
+            assert_eq!(answer, Ok(()));
+        }
+        fn is_opening(&mut self, _: &Opener) -> bool {
+            false
+        }
+        fn has_reader(&mut self, fifo: FifoId) -> bool {
+            fifo.number == 3
+        }
+        fn has_writer(&mut self, _: FifoId) -> bool {
+            false
+        }
+        fn connect(&mut self, _: FifoId, _: u16) -> Option<(StreamId, u64)> {
+            None
+        }
+        fn join(&mut self, _: FifoId, _: u16, _: StreamId, _: u64) -> bool {
+            false
+        }
+        fn guard(&mut self, _: FifoId) -> bool {
+            false
+        }
+        fn unguard(&mut self, _: FifoId) {}
+        fn decline(&mut self, _: u16, _: StreamId) {}
+    }
+    let mut world = Nothing(0);
+    let mut core = Core::new(2, 1);
+    let count = 3 * super::MAX_FIFOS as u64;
+    for number in 1..=count {
+        let fifo = FifoId { number, generation: 0 };
+        let opener = Opener { thread: 1, call: String::new() };
+        core.reader_opens(&mut world, fifo, opener, number);
+        core.message(&mut world, 1, fifo, FifoMessage::Claimed(Ok(())));
+        core.tick(&mut world);
+    }
+    assert!(core.known() <= 4, "{}", core.known());
+    assert_eq!(world.0 as u64 + core.known() as u64, count, "all but those were given back");
+}
+
+#[test]
 fn nobody_but_the_registrar_decides() {
     let mut random = Random(3);
     let mut cluster = Cluster::new();
