@@ -93,6 +93,10 @@ pub fn seals(fd: BorrowedFd<'_>) -> Result<i32> {
     Ok(check("fcntl(F_GET_SEALS)", i64::from(seals))? as i32)
 }
 
+/// How often a copy is sealed while the kernel itself still holds pages of it, as it does for a moment
+/// after they were written. It waits for them, but on a busy machine not long enough (150 ms).
+const SEAL_TRIES: usize = 20;
+
 /// A sealed copy of a file in memory: nobody, not even a program that runs it, can change it.
 ///
 /// # Errors
@@ -104,6 +108,12 @@ pub fn sealed_copy(name: &CStr, source: impl std::io::Read) -> Result<OwnedFd> {
     std::io::copy(&mut source, &mut file)
         .map_err(|error| SysError::new("copy", error.raw_os_error().unwrap_or(libc::EIO)))?;
     let copy = OwnedFd::from(file);
+    for _ in 1..SEAL_TRIES {
+        match add_seals(copy.as_fd(), ALL_SEALS) {
+            Err(SysError { errno: libc::EBUSY, .. }) => {}
+            other => return other.map(|()| copy),
+        }
+    }
     add_seals(copy.as_fd(), ALL_SEALS)?;
     Ok(copy)
 }
