@@ -95,7 +95,7 @@ pub const TRAPPED_OPERATIONS: &[u32] =
 /// Calls that are trapped, where they are, only if they name another process than the caller: the
 /// argument that does, which is 0 for the caller itself.
 pub const TRAPPED_FOR_OTHERS: &[(i64, u32)] =
-    &[(libc::SYS_prlimit64, 0), (libc::SYS_setpriority, 1)];
+    &[(libc::SYS_prlimit64, 0), (libc::SYS_setpriority, 1), (libc::SYS_getpriority, 1)];
 
 /// What the filter of one container lets pass without a trap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,7 +156,7 @@ pub fn build(traps: &[u32], cookies: Cookies) -> dvs_sys::error::Result<Filter> 
         trap: program.label(),
         execveat: program.label(),
         prctl: program.label(),
-        others: [program.label(), program.label()],
+        others: [program.label(), program.label(), program.label()],
         ioctl: program.label(),
         native: program.label(),
     };

@@ -68,6 +68,12 @@ impl Baseline {
     pub fn user(&self, outside: u32) -> u32 {
         self.users.inside(outside)
     }
+
+    /// The container's number for a group id of the host.
+    #[must_use]
+    pub fn group(&self, outside: u32) -> u32 {
+        self.groups.inside(outside)
+    }
 }
 
 fn namespaces(process: u32, bounding: u64) -> Result<Vec<Vec<u8>>, SysError> {

@@ -97,6 +97,20 @@ pub enum Request {
         /// What.
         setting: Setting,
     },
+    /// The same, to the node whose pid it is, for a program of the asker. Answer: `Done`.
+    SetFor {
+        /// Its pid.
+        pid: u32,
+        /// What.
+        setting: Setting,
+        /// Who wants it.
+        setter: Setter,
+    },
+    /// The nice value of a process there. Answer: `Nice`.
+    NiceOf {
+        /// Its pid.
+        pid: u32,
+    },
     /// A signal for a process or group that is known there. Answer: `Done`.
     Signal {
         /// Process (above 0) or process group (below -1).
@@ -142,9 +156,22 @@ pub enum Setting {
     Nice(i32),
 }
 
+/// Who wants to change a setting of another process: ids in the container's numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setter {
+    /// Real and effective user.
+    pub users: (u32, u32),
+    /// Real group.
+    pub group: u32,
+    /// Has the capability that makes the ids irrelevant.
+    pub capable: bool,
+}
+
 /// The answer to a [`Request`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer {
+    /// A nice value, or errno.
+    Nice(Result<i32, i32>),
     /// The program is held at its first instruction.
     Prepared,
     /// It cannot be executed; the errno of `execve`.

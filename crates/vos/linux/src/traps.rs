@@ -2,7 +2,7 @@
 //! wait, exit, read, write, mmap, futex are never seen here.
 
 /// Numbers for the container's filter, each with what it is trapped for.
-pub const TRAPS: [(i64, &str); 25] = [
+pub const TRAPS: [(i64, &str); 26] = [
     (libc::SYS_execve, "placement"),
     (libc::SYS_execveat, "placement"),
     (libc::SYS_kill, "signals across nodes"),
@@ -13,9 +13,10 @@ pub const TRAPS: [(i64, &str); 25] = [
     (libc::SYS_setpgid, "process groups of placed programs"),
     (libc::SYS_setsid, "sessions of placed programs"),
     (dvs_sys::ghost::REPORT_CALL as i64, "reports of ghosts"),
-    // Of these two the container's filter traps those that name another process.
+    // Of these three the container's filter traps those that name another process.
     (libc::SYS_prlimit64, "limits of placed programs"),
     (libc::SYS_setpriority, "priorities of placed programs"),
+    (libc::SYS_getpriority, "priorities of programs of other nodes"),
     (libc::SYS_landlock_restrict_self, "leaves no trace that could be carried"),
     (libc::SYS_set_mempolicy, "leaves no trace that could be carried"),
     (libc::SYS_mbind, "leaves no trace that could be carried"),

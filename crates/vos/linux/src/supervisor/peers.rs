@@ -35,6 +35,10 @@ impl Personality {
             Request::DeathSignal { pid, signal } => {
                 self.for_owner(from, pid, Order::DeathSignal(signal))
             }
+            Request::SetFor { pid, setting, setter } => {
+                Answer::Done(self.set_for(pid, setting, setter))
+            }
+            Request::NiceOf { pid } => Answer::Nice(self.nice_of(pid)),
             Request::Set { pid, setting } => Answer::Done(self.set(from, pid, setting)),
             Request::Signal { target, signal, sender } => {
                 Answer::Done(self.signal_request(target, signal, sender))

@@ -142,7 +142,9 @@ impl Personality {
             | libc::SYS_setpgid
             | libc::SYS_setsid => return self.identity_at_once(call),
             libc::SYS_prctl => return self.prctl_at_once(call),
-            libc::SYS_prlimit64 | libc::SYS_setpriority => return self.setting_at_once(call),
+            libc::SYS_prlimit64 | libc::SYS_setpriority | libc::SYS_getpriority => {
+                return self.setting_at_once(call);
+            }
             _ => return self.shared_at_once(call),
         }
         true
@@ -159,7 +161,9 @@ impl Personality {
             | libc::SYS_setpgid
             | libc::SYS_setsid
             | libc::SYS_prctl => self.identity(call),
-            libc::SYS_prlimit64 | libc::SYS_setpriority => self.setting(call),
+            libc::SYS_prlimit64 | libc::SYS_setpriority | libc::SYS_getpriority => {
+                self.setting(call);
+            }
             _ => self.shared(call),
         }
     }
