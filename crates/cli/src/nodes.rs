@@ -166,6 +166,7 @@ fn json(info: &NodeInfo) -> serde_json::Value {
         "address": info.address,
         "reached": !info.down,
         "warning": info.warning,
+        "refused_connections": info.refused,
         "link_statistics": info.links.iter().map(link).collect::<Vec<_>>(),
     })
 }

@@ -185,6 +185,33 @@ fn certificates_are_replaced_under_running_programs_and_revoked() {
 }
 
 #[test]
+fn strangers_are_counted_and_change_nothing() {
+    needs_hosts!();
+    let world = World::new();
+    let net = Net::new(&world, 2);
+    net.cluster();
+    all_linked(&net, &[1, 2], &["n1", "n2"]);
+    let refused = || {
+        let list = net.output(1, &["node", "ls", "--json"]).json();
+        let node = list.as_array().unwrap().iter().find(|node| node["node"] == "n1").cloned();
+        node.unwrap()["refused_connections"].as_u64().unwrap()
+    };
+    let before = refused();
+    let script = "exec 3<>/dev/tcp/10.77.0.1/7117 && head -c 4096 /dev/urandom >&3; exec 3>&-";
+    for _ in 0..5 {
+        // The other side may close before all is written.
+        let _ = net.on(2, "bash").args(["-c", script]).output().unwrap();
+    }
+    eventually("they are counted", || refused() >= before + 5);
+    let ran = net.output(
+        1,
+        &["run", "--nodes", "2", "--place", "spread", "--", "sh", "-c", "echo $(uname)"],
+    );
+    assert_eq!(ran.good(), "Linux\n");
+    net.end();
+}
+
+#[test]
 fn who_may_not_join_is_told_why() {
     needs_hosts!();
     let world = World::new();

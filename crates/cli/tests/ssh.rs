@@ -34,9 +34,22 @@ macro_rules! needs_servers {
 
 /// Hosts 2 and up with ssh servers, which host 1 knows as b, c and so on.
 struct Servers<'a> {
+    // Dropped in this order.
+    servers: Daemons,
     net: Net<'a>,
     folder: PathBuf,
-    servers: Vec<Child>,
+}
+
+/// The servers; ended however the test ends.
+struct Daemons(Vec<Child>);
+
+impl Drop for Daemons {
+    fn drop(&mut self) {
+        for mut server in self.0.drain(..) {
+            let _ = server.kill();
+            let _ = server.wait();
+        }
+    }
 }
 
 impl<'a> Servers<'a> {
@@ -52,7 +65,7 @@ impl<'a> Servers<'a> {
             assert!(made.success());
         }
         let net = Net::new(world, count);
-        let mut servers = Servers { net, folder, servers: Vec::new() };
+        let mut servers = Servers { servers: Daemons(Vec::new()), net, folder };
         let mut hosts = String::new();
         for number in 2..=count {
             servers.serve(number);
@@ -107,7 +120,7 @@ impl<'a> Servers<'a> {
         );
         let mut command = self.net.on(number, "sh");
         let child = command.args(["-ec", &script]).stderr(Stdio::inherit()).spawn().unwrap();
-        self.servers.push(child);
+        self.servers.0.push(child);
     }
 
     fn cache(&self, number: u16) -> PathBuf {
@@ -127,7 +140,7 @@ impl<'a> Servers<'a> {
     }
 
     fn ready(&self) {
-        for number in 2..2 + u16::try_from(self.servers.len()).unwrap() {
+        for number in 2..2 + u16::try_from(self.servers.0.len()).unwrap() {
             eventually("the server answers", || {
                 let mut command = self.net.on(1, "sh");
                 let path = self.folder.join("bin/ssh");
@@ -145,7 +158,7 @@ impl<'a> Servers<'a> {
 
     /// Nothing is left on the hosts but the cache.
     fn nothing_left(&self) {
-        for number in 1..2 + u16::try_from(self.servers.len()).unwrap() {
+        for number in 1..2 + u16::try_from(self.servers.0.len()).unwrap() {
             eventually("no file is left", || {
                 let left = |folder: PathBuf| {
                     let left = world::files(&folder);
@@ -157,12 +170,9 @@ impl<'a> Servers<'a> {
         }
     }
 
-    fn end(mut self) {
-        for mut server in self.servers.drain(..) {
-            server.kill().unwrap();
-            server.wait().unwrap();
-        }
-        let Servers { net, .. } = self;
+    fn end(self) {
+        let Servers { servers, net, .. } = self;
+        drop(servers);
         net.end();
     }
 }
@@ -231,6 +241,7 @@ fn a_host_that_is_not_reached_is_named_and_nothing_is_left() {
         .run(&["run", "--hosts", "b", "--nodes", "2", "--", "true"])
         .complains(125, &["--nodes", "--hosts"]);
     // A cache that cannot be written.
+    fs::remove_dir_all(servers.cache(2)).unwrap();
     fs::write(servers.cache(2), "in the way").unwrap();
     servers.run(&["run", "--hosts", "b", "--", "true"]).complains(125, &["host b", "cannot write"]);
     fs::remove_file(servers.cache(2)).unwrap();

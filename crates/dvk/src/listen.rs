@@ -88,7 +88,7 @@ pub(crate) fn listen(shared: &Arc<Shared>, path: &Path) -> Result<(), ConnectErr
     .map_err(failed)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
-    serve(shared, Socket::Unix(listener), Some(path.to_owned())).map_err(failed)?
+    serve(shared, Socket::Unix(listener), Some(path.to_owned()), failed)
 }
 
 /// The address that it listens at: the port is chosen by the system where none was given.
@@ -103,7 +103,7 @@ pub(crate) fn listen_tcp(
     let listener = TcpListener::bind(address).map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
-    serve(shared, Socket::Tcp(listener), None).map_err(failed)??;
+    serve(shared, Socket::Tcp(listener), None, failed)?;
     Ok(bound)
 }
 
@@ -111,16 +111,17 @@ fn serve(
     shared: &Arc<Shared>,
     socket: Socket,
     path: Option<PathBuf>,
-) -> std::io::Result<Result<(), ConnectError>> {
-    let (stop, stopped) = UnixStream::pair()?;
+    failed: impl Fn(std::io::Error) -> ConnectError,
+) -> Result<(), ConnectError> {
+    let (stop, stopped) = UnixStream::pair().map_err(failed)?;
     let mut listeners = shared.listeners.lock().unwrap();
     if shared.is_closed() {
-        return Ok(Err(ConnectError::Closed));
+        return Err(ConnectError::Closed);
     }
     listeners.push(Listener { stop, path });
     drop(listeners);
     shared.spawn("dvk-listen", move |shared| accept(shared, &socket, &stopped));
-    Ok(Ok(()))
+    Ok(())
 }
 
 fn accept(shared: &Arc<Shared>, listener: &Socket, stopped: &UnixStream) {

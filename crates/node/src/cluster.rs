@@ -358,6 +358,7 @@ mod tests {
             address: None,
             links: Vec::new(),
             down: false,
+            refused: 0,
             warning: None,
         }
     }

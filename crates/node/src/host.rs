@@ -283,6 +283,7 @@ impl Host {
             address: self.membership.as_ref().map(|member| member.address().to_string()),
             links: hosts::links(&self.dvk),
             down: false,
+            refused: self.dvk.refused_connections(),
             warning: self.membership.as_ref().and_then(|member| member.warning()),
         }
     }

@@ -266,6 +266,7 @@ fn unreachable(id: u16, name: String, address: Option<SocketAddr>) -> NodeInfo {
         address: address.map(|address| address.to_string()),
         links: Vec::new(),
         down: true,
+        refused: 0,
         warning: None,
     }
 }

@@ -187,6 +187,8 @@ pub struct NodeInfo {
     pub links: Vec<LinkInfo>,
     /// It is known and cannot be reached; then only name, number and address are known.
     pub down: bool,
+    /// Connections of others that were refused or dropped because of what came by them.
+    pub refused: u64,
     /// Why it is of no use to its cluster, if so.
     pub warning: Option<String>,
 }
