@@ -17,6 +17,10 @@ pub(crate) enum Inner {
     },
     /// Nanoseconds of system calls: the name and the least of some batches.
     Calls,
+    /// Connections to a server that it starts.
+    Connections,
+    /// That server.
+    Answers,
     /// The other process of `dvs-bench link`.
     LinkPeer {
         /// Where its certificate is.
@@ -50,11 +54,14 @@ pub(crate) fn run(what: &Inner) -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => failed(&format!("{error:#}")),
         },
-        Inner::Calls => match calls() {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => failed(&error.to_string()),
-        },
+        Inner::Calls => ended(calls()),
+        Inner::Connections => ended(crate::network::client()),
+        Inner::Answers => ended(crate::network::server()),
     }
+}
+
+fn ended(result: std::io::Result<()>) -> ExitCode {
+    result.map_or_else(|error| failed(&error.to_string()), |()| ExitCode::SUCCESS)
 }
 
 fn failed(reason: &str) -> ExitCode {

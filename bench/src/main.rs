@@ -7,6 +7,7 @@ mod figures;
 mod idle;
 mod inner;
 mod link;
+mod network;
 mod programs;
 mod start;
 
@@ -61,6 +62,8 @@ enum What {
         #[arg(long, default_value_t = 3)]
         nodes: u16,
     },
+    /// Connections natively, in a network over nodes within one node, and between two.
+    Network,
     /// CPU time of daemons that have nothing to do.
     Idle {
         /// For so many seconds.
@@ -110,6 +113,7 @@ fn run(options: &Options) -> anyhow::Result<Report> {
         What::Placed => programs::placed(&bench, rounds(10), &mut report)?,
         What::Local => programs::local(&bench, rounds(10), &mut report)?,
         What::Calls => programs::calls(&bench, rounds(10), &mut report)?,
+        What::Network => network::measure(&bench, rounds(10), &mut report)?,
         What::Build { files, nodes } => {
             build::measure(&bench, *files, *nodes, rounds(1), &mut report)?;
         }
@@ -120,6 +124,7 @@ fn run(options: &Options) -> anyhow::Result<Report> {
             programs::placed(&bench, rounds(10), &mut report)?;
             programs::local(&bench, rounds(10), &mut report)?;
             programs::calls(&bench, rounds(10), &mut report)?;
+            network::measure(&bench, rounds(10), &mut report)?;
             idle::measure(&bench, 20, &mut report)?;
             link::measure(&bench, rounds(7), &mut report)?;
             build::measure(&bench, 200, 3, rounds(1).min(3), &mut report)?;

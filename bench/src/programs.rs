@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 const SPAWNS: u32 = 200;
 
 /// The measuring program, copied to where containers see it.
-fn measurer(bench: &Bench) -> anyhow::Result<std::path::PathBuf> {
+pub(crate) fn measurer(bench: &Bench) -> anyhow::Result<std::path::PathBuf> {
     let folder = bench.dvs.own_folder("work")?;
     let own = std::env::current_exe().context("where is this program?")?;
     std::fs::copy(own, folder.join("measure")).context("cannot copy the measuring program")?;
@@ -19,7 +19,7 @@ fn measurer(bench: &Bench) -> anyhow::Result<std::path::PathBuf> {
 }
 
 /// Natively or in a container: `./measure inner WORDS`.
-fn output(
+pub(crate) fn output(
     bench: &Bench,
     folder: &Path,
     inside: Option<&[&str]>,

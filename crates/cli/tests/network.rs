@@ -109,12 +109,8 @@ fn a_connection_to_a_node_that_dies_ends() {
     let text = listed.to_string();
     let node_of = |program: &str| {
         let list = listed.as_array().cloned().unwrap_or_default();
-        let runs = |entry: &serde_json::Value| {
-            let has =
-                |key: &str, word: &str| entry[key].as_str().is_some_and(|text| text.contains(word));
-            has("command", program) && has("why", "placed by")
-        };
-        let found = list.iter().find(|entry| runs(entry));
+        let command = format!("python3 {program}");
+        let found = list.iter().find(|entry| entry["command"].as_str() == Some(&command));
         found.and_then(|entry| entry["node"].as_str()).map(str::to_owned)
     };
     let (of_server, of_client) = (node_of("server.py"), node_of("client.py"));
@@ -141,11 +137,76 @@ fn what_cannot_be_reached_is_said() {
         println!("SKIPPED: no IPv6 here");
         return;
     }
-    let script = "python3 server.py & until [ -e port ]; do sleep 0.02; done\n\
+    // Without a program between them, so that they go to different nodes.
+    let script = "python3 server.py & until [ -e port ]; do :; done\n\
                   python3 client.py; echo $?; kill -9 %1; wait";
     let ran = world.run(&[&SPREAD[..], &["--", "bash", "-c", script]].concat());
     assert_eq!(ran.out, "137\n", "{ran:?}");
     let line = ran.err.lines().find(|line| line.starts_with("dvs: ")).unwrap_or_default();
     assert!(line.contains("[::1]:8000 is on node") && line.contains("0.0.0.0"), "{ran:?}");
+    world.nothing_left();
+}
+
+/// An address of this machine that is not its loopback's.
+fn host_address() -> Option<std::net::IpAddr> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+    // Nothing is sent: the kernel only says from where it would be.
+    socket.connect("192.0.2.200:9").ok()?;
+    Some(socket.local_addr().ok()?.ip()).filter(|ip| !ip.is_loopback() && !ip.is_unspecified())
+}
+
+#[test]
+fn the_outside_is_reached_by_connections_and_datagrams() {
+    use std::io::{Read, Write};
+    needs_python!();
+    let Some(ip) = host_address() else {
+        println!("SKIPPED: this machine has no address but its loopback's");
+        return;
+    };
+    let world = World::new();
+    let listener = TcpListener::bind((ip, 0)).unwrap();
+    let closed = TcpListener::bind((ip, 0)).unwrap().local_addr().unwrap().port();
+    let datagrams = std::net::UdpSocket::bind((ip, 0)).unwrap();
+    datagrams.set_read_timeout(Some(world::LIMIT)).unwrap();
+    let ports = (listener.local_addr().unwrap().port(), datagrams.local_addr().unwrap().port());
+    let client = "import socket, sys, errno\n\
+        host, tcp, udp, closed = sys.argv[1], *map(int, sys.argv[2:])\n\
+        s = socket.create_connection((host, tcp), 30)\n\
+        print(s.getpeername() == (host, tcp), s.getsockname()[0])\n\
+        data = bytes(i % 251 for i in range(1000)) * 2000\n\
+        s.sendall(data); s.shutdown(socket.SHUT_WR); back = b''\n\
+        while (more := s.recv(65536)): back += more\n\
+        print(back == data[::-1])\n\
+        n = socket.socket(); n.setblocking(False)\n\
+        print(errno.errorcode[n.connect_ex((host, closed))])\n\
+        try: socket.create_connection((host, closed), 30)\n\
+        except OSError as e: print(e.strerror)\n\
+        u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.settimeout(30)\n\
+        for size in (0, 5, 1400, 9000): u.sendto(b'x' * size, (host, udp)); d, a = u.recvfrom(65536); print(len(d), a == (host, udp))\n\
+        c = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); c.settimeout(30); c.connect((host, closed))\n\
+        try: c.send(b'x'); c.recv(1)\n\
+        except OSError as e: print(e.strerror)\n";
+    fs::write(world.work().join("client.py"), client).unwrap();
+    let server = std::thread::spawn(move || {
+        let mut stream = listener.accept().unwrap().0;
+        let mut heard = Vec::new();
+        stream.read_to_end(&mut heard).unwrap();
+        heard.reverse();
+        stream.write_all(&heard).unwrap();
+        drop(stream);
+        let mut buffer = [0; 65_536];
+        for _ in 0..4 {
+            let (length, from) = datagrams.recv_from(&mut buffer).unwrap();
+            datagrams.send_to(&buffer[..length], from).unwrap();
+        }
+    });
+    let (host, numbers) = (ip.to_string(), [ports.0, ports.1, closed].map(|p| p.to_string()));
+    let program = ["--", "bash", "-c", "python3 client.py $@; exit $?", "x", &host];
+    let arguments = numbers.each_ref().map(String::as_str);
+    let ran = world.run(&[&SPREAD[..], &program, &arguments].concat());
+    let expected = "True 10.77.0.1\nTrue\nEINPROGRESS\nConnection refused\n0 True\n5 True\n\
+                    1400 True\n9000 True\nConnection refused\n";
+    assert_eq!((ran.code, ran.out.as_str()), (0, expected), "{ran:?}");
+    server.join().unwrap();
     world.nothing_left();
 }

@@ -13,20 +13,25 @@
 //! | preference | packets | table |
 //! |---|---|---|
 //! | 1 | that arrived by the device | local |
+//! | 2 | that arrived from the gateway, for anybody | taken for local |
 //! | 10 | with the mark of a node | that node's |
 //! | 20 | UDP to a port that is bound on a node | that node's |
 //! | 30 | UDP to a node's part of the ephemeral ports | that node's |
 //! | 100 | all | local |
 //!
+//! Everything else goes to the *gateway*, which is no node but the daemon's way outside: connections
+//! that it gives back are taken by a transparent socket in the name of the address they are for.
+//!
 //! The namespace belongs to the container's user namespace and ends with it, and so does all of this.
 
 use crate::keeper::{BuildError, Step};
+use dvs_sys::inet;
 use dvs_sys::netdevice;
-use dvs_sys::netlink::route::{self, LOCAL_TABLE, Mac, Route, Rule};
+use dvs_sys::netlink::route::{self, LOCAL_TABLE, MAIN_TABLE, Mac, Route, Rule};
 use dvs_sys::netlink::{Netlink, diag, nft};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// The container's device.
@@ -44,9 +49,18 @@ pub const EPHEMERAL: (u16, u16) = (32_768, 60_999);
 /// First preference of the rules for bound UDP ports.
 const BOUND_PREFERENCE: u32 = 20;
 const TABLES: u32 = 100_000;
+/// Takes every address for a local one.
+const ALL_LOCAL: u32 = TABLES - 1;
+/// Node numbers from here on are not used: the last hardware address is the gateway's.
+const NODES_END: u16 = 0xff00;
+/// The hardware address of the way outside; its last four bytes are its mark.
+pub const GATEWAY_MAC: Mac = [0x02, 0xdc, 0xff, 0xff, 0xff, 0xfe];
+const GATEWAY_MARK: u32 = 0xffff_fffe;
+/// Stands for it in routes.
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 255, 254);
 const MARKS: u32 = 0x1_0000;
 /// How many descriptors [`Handles`] are.
-pub(crate) const HANDLES: usize = 4;
+pub(crate) const HANDLES: usize = 5;
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +87,9 @@ impl DcNetwork {
         {
             return Err("the nodes of the network must be ascending, this one among them".into());
         }
+        if self.members.last().is_some_and(|last| *last >= NODES_END) {
+            return Err(format!("a network has nodes below {NODES_END} only"));
+        }
         Ok(())
     }
 
@@ -83,7 +100,12 @@ impl DcNetwork {
     /// The rules that hold as long as the container does.
     fn rules(&self) -> Vec<Rule> {
         let arrived = Rule { arrived_by: Some(DEVICE.into()), ..Rule::new(1, LOCAL_TABLE) };
-        let mut rules = vec![arrived];
+        let from_outside = Rule {
+            arrived_by: Some(DEVICE.into()),
+            mark: Some(GATEWAY_MARK),
+            ..Rule::new(2, ALL_LOCAL)
+        };
+        let mut rules = vec![arrived, from_outside];
         for peer in self.peers() {
             rules.push(Rule { mark: Some(mark_of(peer)), ..Rule::new(10, table_of(peer)) });
             let ports = ephemeral_ports(&self.members, peer);
@@ -96,6 +118,8 @@ impl DcNetwork {
     fn routes(&self, device: u32) -> Vec<Route> {
         let anywhere = (Ipv4Addr::UNSPECIFIED, 0);
         let localhost = (Ipv4Addr::new(127, 0, 0, 0), 8);
+        let outside =
+            Route { table: MAIN_TABLE, to: anywhere, through: GATEWAY, device, source: ADDRESS };
         self.peers()
             .flat_map(|peer| {
                 let route = move |to, source| Route {
@@ -107,6 +131,7 @@ impl DcNetwork {
                 };
                 [route(anywhere, ADDRESS), route(localhost, Ipv4Addr::LOCALHOST)]
             })
+            .chain([outside])
             .collect()
     }
 }
@@ -186,11 +211,19 @@ pub struct Handles {
     pub sockets: Netlink,
     /// Hears of sockets that have gone.
     pub ends: Netlink,
+    /// Takes the connections that the gateway gives back.
+    pub outside: OwnedFd,
 }
 
 impl Handles {
     pub(crate) fn borrow(&self) -> [BorrowedFd<'_>; HANDLES] {
-        [self.device.as_fd(), self.routes.as_fd(), self.sockets.as_fd(), self.ends.as_fd()]
+        [
+            self.device.as_fd(),
+            self.routes.as_fd(),
+            self.sockets.as_fd(),
+            self.ends.as_fd(),
+            self.outside.as_fd(),
+        ]
     }
 
     /// From as many descriptors as were sent; `None` if that are too few.
@@ -200,6 +233,7 @@ impl Handles {
             routes: descriptors.next()?.into(),
             sockets: descriptors.next()?.into(),
             ends: descriptors.next()?.into(),
+            outside: descriptors.next()?,
         })
     }
 }
@@ -223,6 +257,8 @@ pub(crate) fn build(network: &DcNetwork, tun: Option<File>) -> Result<Handles, B
         route::add_neighbour(&routes, index, neighbour_of(peer), mac_of(peer))
             .step("add a neighbour")?;
     }
+    route::add_neighbour(&routes, index, GATEWAY, GATEWAY_MAC).step("add the gateway")?;
+    route::add_all_local(&routes, ALL_LOCAL).step("take all addresses")?;
     for route in network.routes(index) {
         route::add_route(&routes, route).step("add a route")?;
     }
@@ -233,11 +269,17 @@ pub(crate) fn build(network: &DcNetwork, tun: Option<File>) -> Result<Handles, B
     route::remove_rule(&routes, &Rule::new(0, LOCAL_TABLE)).step("remove the local rule")?;
     let filter = Netlink::open(libc::NETLINK_NETFILTER, 0).step("open netfilter")?;
     nft::mark_by_sender(&filter, index).step("mark arriving packets (needs nf_tables)")?;
+    let outside = inet::transparent_listener(SocketAddr::from((ADDRESS, 0)))
+        .step("listen for connections to the outside")?;
+    let port = inet::local_address(&outside).step("listen for connections to the outside")?.port();
+    nft::take_connections(&filter, GATEWAY_MARK, port)
+        .step("take connections to the outside (needs nft_tproxy)")?;
     Ok(Handles {
         device,
         routes,
         sockets: Netlink::open(libc::NETLINK_SOCK_DIAG, 0).step("open sock_diag")?,
         ends: diag::listen_for_ends().step("hear of closed sockets")?,
+        outside,
     })
 }
 
@@ -316,7 +358,7 @@ mod tests {
             assert!(rules.iter().any(|rule| rule.mark == Some(mark_of(peer))));
         }
         assert!(rules.iter().all(|rule| rule.mark != Some(mark_of(2)) && rule.mark != Some(0)));
-        assert_eq!(network.routes(9).len(), 4);
+        assert_eq!(network.routes(9).len(), 5);
         assert_eq!(mac_of(0x0102), [2, 0xdc, 0, 1, 1, 2]);
     }
 
@@ -337,6 +379,9 @@ mod tests {
         assert!(network(3, &[1, 2]).validate().is_err());
         assert!(network(1, &[2, 1]).validate().is_err());
         assert!(network(1, &[1, 1]).validate().is_err());
+        assert!(network(1, &[1, NODES_END]).validate().is_err());
+        let [.., a, b, c, d] = GATEWAY_MAC;
+        assert_eq!(u32::from_be_bytes([a, b, c, d]), GATEWAY_MARK);
         let many: Vec<u16> = (0..=MAX_NODES as u16).collect();
         assert!(network(1, &many).validate().is_err());
     }

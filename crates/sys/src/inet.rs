@@ -3,7 +3,7 @@
 
 use crate::error::{Result, SysError, check};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// Room for every socket address (`struct sockaddr_storage`).
 pub const MAX_ADDRESS: usize = 128;
@@ -143,6 +143,34 @@ pub fn bind(socket: &impl AsFd, address: &[u8]) -> Result<()> {
     let done = unsafe { libc::bind(socket.as_fd().as_raw_fd(), address.as_ptr().cast(), length) };
     check("bind", i64::from(done))?;
     Ok(())
+}
+
+/// A listening socket of the own network namespace that may take connections for addresses that are
+/// not this host's (`IP_TRANSPARENT`); accepting from it does not wait.
+///
+/// # Errors
+/// `EPERM` without `CAP_NET_ADMIN` in the namespace, `EADDRINUSE`.
+pub fn transparent_listener(address: SocketAddr) -> Result<OwnedFd> {
+    const BACKLOG: i32 = 512;
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: integers only.
+    let socket = unsafe { libc::socket(libc::AF_INET, kind, 0) };
+    let socket = crate::descriptor::own(check("socket", i64::from(socket))?);
+    let on: i32 = 1;
+    // SAFETY: the option's value is an int that lives across the call.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_TRANSPARENT,
+            (&raw const on).cast(),
+            size_of::<i32>() as libc::socklen_t,
+        )
+    };
+    check("setsockopt(IP_TRANSPARENT)", i64::from(done))?;
+    bind(&socket, &encode(address))?;
+    listen(&socket, BACKLOG)?;
+    Ok(socket)
 }
 
 /// Lets a socket listen.

@@ -150,6 +150,21 @@ pub fn add_route(netlink: &Netlink, route: Route) -> Result<()> {
     netlink.ask("RTM_NEWROUTE", request)
 }
 
+/// Has a table take every address for one of this host.
+///
+/// # Errors
+/// `EPERM`, `EEXIST`.
+pub fn add_all_local(netlink: &Netlink, table: u32) -> Result<()> {
+    const STATIC: u8 = 4;
+    const HOST: u8 = 254;
+    const LOCAL: u8 = 2;
+    let header = [IPV4, 0, 0, 0, 0, STATIC, HOST, LOCAL, 0, 0, 0, 0];
+    let request = Request::new(libc::RTM_NEWROUTE, ANSWERED | CREATE | EXCLUSIVE, &header)
+        .with_u32(libc::RTA_TABLE, table)
+        .with_u32(libc::RTA_OIF, index_of("lo")?);
+    netlink.ask("RTM_NEWROUTE(local)", request)
+}
+
 /// A rule: which packets look into which table (ip-rule(8)). What is `None` is not looked at.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rule {

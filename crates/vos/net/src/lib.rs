@@ -11,6 +11,7 @@
 //! | [`core`] | the server and the members' routes, as pure state machines |
 //! | [`switch`] | frames: checked, batched, queued within bounds |
 //! | [`messages`] | what members and the server say to each other |
+//! | [`outside`] | the way out of the DC |
 //! | [`member`] | one node's part: device, sockets that go, requests for the personality |
 //!
 //! Known limits: IPv4, and IPv6's `::1` for sockets that take IPv4, too; a socket that was closed no
@@ -24,6 +25,7 @@
 pub mod core;
 pub mod member;
 pub mod messages;
+pub mod outside;
 pub mod switch;
 
 pub use member::{Member, MemberConfig, SendError, Sockets, Transport, Unreachable, Way};

@@ -8,13 +8,15 @@ mod wire;
 use crate::core::claims::fits;
 use crate::core::{Change, Routes};
 use crate::messages::{Answer, Ask, Binding, Confirmation, Notice, Protocol};
+use crate::outside::tcp::Connections;
+use crate::outside::udp::Datagrams;
 use dvs_container::network::{DcNetwork, EPHEMERAL, Handles, bound_port_rules, mark_of};
 use dvs_sys::descriptor::{Poll, poll};
 use dvs_sys::error::SysError;
 use dvs_sys::netlink::{Netlink, diag, route};
 use dvs_sys::poll::EventFd;
 use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -174,6 +176,8 @@ pub struct Member {
     claims: Mutex<Claims>,
     routes: Mutex<Routes>,
     wire: wire::Wire,
+    pub(crate) connections: Connections,
+    pub(crate) datagrams: Datagrams,
     jobs: Mutex<Option<SyncSender<Job>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     stopped: AtomicBool,
@@ -195,7 +199,8 @@ impl Member {
         config: MemberConfig,
         transport: Arc<dyn Transport>,
     ) -> Result<Arc<Member>, SysError> {
-        let Handles { device, routes, sockets, ends } = config.handles;
+        let Handles { device, routes, sockets, ends, outside } = config.handles;
+        let outside = TcpListener::from(outside);
         let (sender, jobs) = sync_channel(MAX_JOBS);
         let member = Arc::new(Member {
             wire: wire::Wire::new(&config.network),
@@ -206,6 +211,8 @@ impl Member {
             sockets: Mutex::new(sockets),
             claims: Mutex::default(),
             routes: Mutex::default(),
+            connections: Connections::default(),
+            datagrams: Datagrams::new()?,
             jobs: Mutex::new(Some(sender)),
             threads: Mutex::default(),
             stopped: AtomicBool::new(false),
@@ -214,7 +221,11 @@ impl Member {
         let started = member
             .thread("net-device", Member::read_device)
             .and_then(|()| member.thread("net-ends", move |member| member.hear_ends(&ends)))
-            .and_then(|()| member.thread("net-worker", move |member| member.work(&jobs)));
+            .and_then(|()| member.thread("net-worker", move |member| member.work(&jobs)))
+            .and_then(|()| {
+                member.thread("net-accept", move |member| member.accept_for_outside(&outside))
+            })
+            .and_then(|()| member.thread("net-outside", |member| member.receive_from_outside()));
         if let Err(error) = started {
             member.stop();
             return Err(error);
@@ -227,6 +238,8 @@ impl Member {
         self.stopped.store(true, Ordering::SeqCst);
         let _ = self.stop.signal();
         self.wire.wake();
+        self.connections.end();
+        self.datagrams.end();
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take();
         let threads = std::mem::take(&mut *self.threads.lock().unwrap());
         for thread in threads {
@@ -292,12 +305,16 @@ impl Member {
         }
     }
 
-    fn is_stopped(&self) -> bool {
+    pub(crate) fn here(&self) -> u16 {
+        self.network.node
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::SeqCst)
     }
 
     /// Waits until something is to be read, or the member is stopped: false.
-    fn wait(&self, fd: &impl AsFd) -> bool {
+    pub(crate) fn wait(&self, fd: &impl AsFd) -> bool {
         let mut waits = [Poll::readable(fd.as_fd()), Poll::readable(self.stop.as_fd())];
         let _ = poll(&mut waits, None);
         !self.is_stopped()

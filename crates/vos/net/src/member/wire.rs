@@ -1,8 +1,9 @@
 //! From the device to the links and back.
 
 use super::{Member, SendError, Transport};
+use crate::outside::packet::{self, Packet};
 use crate::switch::batch::{Batch, Frames};
-use crate::switch::frame::{MAX_FRAME, Refused, arriving, leaving};
+use crate::switch::frame::{MAX_FRAME, Refused, To, arriving, leaving};
 use crate::switch::queue::Queue;
 use dvs_container::network::DcNetwork;
 use dvs_sys::netdevice::{read_frame, write_frame};
@@ -186,9 +187,10 @@ impl Member {
                         return;
                     }
                 };
-                let frame = buffer.get(..length).unwrap_or_default();
+                let frame = buffer.get_mut(..length).unwrap_or_default();
                 match leaving(frame, self.network.node) {
-                    Ok(node) => {
+                    Ok(To::Outside) => self.leave(frame),
+                    Ok(To::Node(node)) => {
                         let (batch, frames) = batches.entry(node).or_default();
                         batch.push(frame);
                         *frames += 1;
@@ -214,15 +216,35 @@ impl Member {
                 self.refuse(reason);
                 continue;
             }
-            let counters = &self.wire.counters;
-            let counter = match write_frame(&self.device, frame) {
-                Ok(()) => &counters.received,
-                Err(error) => {
-                    log::trace!("a frame of node {from}: {error}");
-                    &counters.dropped
-                }
-            };
-            counter.fetch_add(1, Ordering::Relaxed);
+            self.give(frame);
+        }
+    }
+
+    /// Gives a frame to the device.
+    pub(crate) fn give(&self, frame: &[u8]) {
+        let counters = &self.wire.counters;
+        let counter = match write_frame(&self.device, frame) {
+            Ok(()) => &counters.received,
+            Err(error) => {
+                log::trace!("a frame for the device: {error}");
+                &counters.dropped
+            }
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A frame for the outside.
+    fn leave(self: &Arc<Self>, frame: &mut [u8]) {
+        match packet::read(frame) {
+            Some(Packet::Tcp { port, to, begins: true, sequence }) => {
+                self.connect_outside((port, to), sequence, frame);
+            }
+            Some(Packet::Tcp { .. }) => {
+                packet::turn_around(frame, self.network.node);
+                self.give(frame);
+            }
+            Some(Packet::Udp { port, to, data }) => self.send_outside((port, to), data, frame),
+            None => self.refuse(Refused::OtherProtocol),
         }
     }
 

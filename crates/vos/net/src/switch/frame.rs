@@ -2,7 +2,7 @@
 //! a guest could not have had a reason to send. A frame is `struct virtio_net_hdr`, an Ethernet
 //! header, and one IPv4 packet.
 
-use dvs_container::network::{ADDRESS, mac_of};
+use dvs_container::network::{ADDRESS, GATEWAY_MAC, mac_of};
 use dvs_sys::netdevice::FRAME_HEADER;
 use std::net::Ipv4Addr;
 
@@ -38,18 +38,31 @@ pub fn is_own(address: Ipv4Addr) -> bool {
     address == ADDRESS || address.is_loopback()
 }
 
-/// Checks a frame of this node's device; the node that it is for.
+/// Where a frame goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum To {
+    /// To a node.
+    Node(u16),
+    /// Out of the DC; its destination address has not been looked at.
+    Outside,
+}
+
+/// Checks a frame of this node's device; where it goes.
 ///
 /// # Errors
 /// Why it is dropped.
-pub fn leaving(frame: &[u8], here: u16) -> Result<u16, Refused> {
-    check(frame, here)?;
+pub fn leaving(frame: &[u8], here: u16) -> Result<To, Refused> {
     let to = address_at(frame, 0)?;
+    if to == GATEWAY_MAC {
+        check(frame, here, |_| true)?;
+        return Ok(To::Outside);
+    }
+    check(frame, here, is_own)?;
     let node = u16::from_be_bytes([to[4], to[5]]);
     if to != mac_of(node) || node == here {
         return Err(Refused::NoNode);
     }
-    Ok(node)
+    Ok(To::Node(node))
 }
 
 /// Checks a frame that a node has sent, before it is given to this node's device.
@@ -57,14 +70,14 @@ pub fn leaving(frame: &[u8], here: u16) -> Result<u16, Refused> {
 /// # Errors
 /// Why it is dropped.
 pub fn arriving(frame: &[u8], from: u16, here: u16) -> Result<(), Refused> {
-    check(frame, from)?;
+    check(frame, from, is_own)?;
     if address_at(frame, 0)? != mac_of(here) || from == here {
         return Err(Refused::NoNode);
     }
     Ok(())
 }
 
-fn check(frame: &[u8], from: u16) -> Result<(), Refused> {
+fn check(frame: &[u8], from: u16, target: fn(Ipv4Addr) -> bool) -> Result<(), Refused> {
     if frame.len() > MAX_FRAME {
         return Err(Refused::Malformed);
     }
@@ -90,7 +103,7 @@ fn check(frame: &[u8], from: u16) -> Result<(), Refused> {
     offload(frame)?;
     let address =
         |at: usize| Ipv4Addr::new(header[at], header[at + 1], header[at + 2], header[at + 3]);
-    if !is_own(address(12)) || !is_own(address(16)) {
+    if !is_own(address(12)) || !target(address(16)) {
         return Err(Refused::Address);
     }
     Ok(())
@@ -135,7 +148,13 @@ pub(crate) mod tests {
 
     #[test]
     fn what_is_right_passes() {
-        assert_eq!(leaving(&frame(1, 2), 1), Ok(2));
+        assert_eq!(leaving(&frame(1, 2), 1), Ok(To::Node(2)));
+        let mut outside = frame(1, 2);
+        outside[FRAME_HEADER..FRAME_HEADER + 6].copy_from_slice(&GATEWAY_MAC);
+        outside[FRAME_HEADER + ETHERNET + 16] = 8;
+        assert_eq!(leaving(&outside, 1), Ok(To::Outside));
+        outside[FRAME_HEADER + ETHERNET + 12] = 8;
+        assert_eq!(leaving(&outside, 1), Err(Refused::Address));
         assert_eq!(arriving(&frame(1, 2), 1, 2), Ok(()));
     }
 
