@@ -47,6 +47,7 @@ impl Personality {
         let Some(protocol) = protocol_of(&socket.1) else {
             // Other kinds of Internet sockets (ping, raw) are of one node, and share nothing.
             let internet = matches!(socket.1.family, libc::AF_INET | libc::AF_INET6);
+            drop(socket);
             if internet {
                 let _ = self.listener.proceed(call.id);
             }
@@ -59,6 +60,8 @@ impl Personality {
             libc::SYS_listen => self.listen(network, &socket),
             _ => self.connect(network, &socket),
         };
+        // Before the program goes on: when it closes its socket, nobody else may hold it open.
+        drop(socket);
         let _ = match outcome {
             Outcome::Proceed => self.listener.proceed(call.id),
             Outcome::Done(0) => self.listener.answer(call.id, 0),
