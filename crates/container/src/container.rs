@@ -1,25 +1,19 @@
 //! The daemon's end of a container: starting it, what it consists of, ending it.
 
-use crate::frame::{self, FrameError};
+use crate::frame;
 use crate::handle::{EventSink, Launcher};
 use crate::messages::{FromKeeper, ToKeeper};
 use crate::network::Handles;
-use crate::spec::{ContainerSpec, Network, RootSpec};
-use dvs_sys::descriptor::{self, SocketKind};
+use crate::prepared::{END_TIMEOUT, Keeper, Prepared, wait_for_end};
+use crate::spec::ContainerSpec;
+use dvs_sys::descriptor;
 use dvs_sys::process;
 use dvs_sys::seccomp::Listener;
 use std::io::Read;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::{Duration, Instant};
-
-/// Longest wait for each message of a keeper while it builds.
-const BUILD_TIMEOUT: Duration = Duration::from_secs(20);
-/// Longest wait for a keeper to end its container; then it is ended from here.
-const END_TIMEOUT: Duration = Duration::from_secs(10);
+use std::time::Duration;
 
 /// How a keeper is run.
 #[derive(Debug, Clone)]
@@ -146,21 +140,13 @@ pub struct Container {
     pub warnings: Vec<String>,
     /// Cgroup folders of the container.
     pub cgroups: Vec<String>,
-    keeper: Mutex<Keeper>,
-}
-
-#[derive(Debug)]
-struct Keeper {
-    socket: OwnedFd,
-    child: Child,
-    reader: Option<std::thread::JoinHandle<()>>,
-    ended: Option<Result<(), EndError>>,
+    pub(crate) keeper: Mutex<Keeper>,
 }
 
 impl Container {
-    /// Starts a container. With a FUSE root `serve_fuse` is called as soon as the file system is
-    /// mounted, and must serve the descriptor on other threads; with a bound root it is not called.
-    /// `events` is called by a thread of the container.
+    /// Starts a container. With a FUSE root `serve_fuse` is called before anything looks into it, and
+    /// must serve the descriptor on other threads; with a bound root it is not called. `events` is
+    /// called by a thread of the container.
     ///
     /// # Errors
     /// See [`StartError`]; nothing is left then.
@@ -170,40 +156,7 @@ impl Container {
         serve_fuse: impl FnOnce(OwnedFd),
         events: EventSink,
     ) -> Result<Container, StartError> {
-        spec.validate().map_err(StartError::Spec)?;
-        let (ours, theirs) = descriptor::socket_pair(SocketKind::Stream)
-            .map_err(|e| StartError::Keeper(e.into()))?;
-        let mut command = Command::new(format!("/proc/self/fd/{}", program.binary.as_raw_fd()));
-        command
-            .arg0("dvs-keeper")
-            .args(&program.arguments)
-            .env_clear()
-            .envs(program.environment.iter().map(|(name, value)| (name, value)))
-            .current_dir("/")
-            .stdin(Stdio::from(theirs))
-            .stdout(Stdio::null());
-        let child = command.spawn().map_err(StartError::Keeper)?;
-        // The command holds the keeper's end of the socket: without this its death would not be seen.
-        drop(command);
-        let mut keeper = Keeper { socket: ours, child, reader: None, ended: None };
-        match keeper.build(spec, serve_fuse, events) {
-            Ok(parts) => Ok(Container {
-                listener: parts.listener,
-                launcher: parts.launcher,
-                init_pidfd: parts.init_pidfd,
-                multiplexer: parts.multiplexer,
-                network: parts.network,
-                init: parts.init,
-                launcher_pid: parts.launcher_pid,
-                warnings: parts.warnings,
-                cgroups: parts.cgroups,
-                keeper: Mutex::new(keeper),
-            }),
-            Err(error) => {
-                keeper.stop();
-                Err(error)
-            }
-        }
+        Prepared::new(spec, program)?.finish(spec, serve_fuse, events)
     }
 
     /// Ends the container: all its processes, mounts and cgroups. Repeated calls give the first
@@ -274,8 +227,8 @@ impl Container {
         frame::send(keeper.socket.as_fd(), &ToKeeper::Freeze(frozen), &[])
             .map_err(|_| libc::ESHUTDOWN)?;
         match keeper.receive(END_TIMEOUT) {
-            Ok((FromKeeper::Frozen(0), _)) => Ok(()),
-            Ok((FromKeeper::Frozen(errno), _)) => Err(errno),
+            Ok(FromKeeper::Frozen(0)) => Ok(()),
+            Ok(FromKeeper::Frozen(errno)) => Err(errno),
             _ => Err(libc::ESHUTDOWN),
         }
     }
@@ -292,120 +245,5 @@ impl Container {
 impl Drop for Container {
     fn drop(&mut self) {
         let _ = self.end();
-    }
-}
-
-fn wait_for_end(pidfd: &OwnedFd, limit: Duration) -> bool {
-    let limit = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
-    descriptor::wait_readable(pidfd.as_fd(), Some(limit)).unwrap_or(false)
-}
-
-struct Parts {
-    listener: Listener,
-    launcher: Launcher,
-    init_pidfd: OwnedFd,
-    multiplexer: OwnedFd,
-    network: Option<Handles>,
-    init: u32,
-    launcher_pid: u32,
-    warnings: Vec<String>,
-    cgroups: Vec<String>,
-}
-
-impl Keeper {
-    fn receive(&self, limit: Duration) -> Result<(FromKeeper, Vec<OwnedFd>), StartError> {
-        let limit = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
-        match descriptor::wait_readable(self.socket.as_fd(), Some(limit)) {
-            Ok(true) => {}
-            Ok(false) => return Err(StartError::Lost("no answer in time".to_owned())),
-            Err(error) => return Err(StartError::Lost(error.to_string())),
-        }
-        frame::receive(self.socket.as_fd()).map_err(|error| StartError::Lost(error.to_string()))
-    }
-
-    fn build(
-        &mut self,
-        spec: &ContainerSpec,
-        serve_fuse: impl FnOnce(OwnedFd),
-        events: EventSink,
-    ) -> Result<Parts, StartError> {
-        let start = ToKeeper::Start(Box::new(spec.clone()));
-        frame::send(self.socket.as_fd(), &start, &[])
-            .map_err(|error: FrameError| StartError::Lost(error.to_string()))?;
-        let nonsense = || StartError::Lost("unexpected message".to_owned());
-        let mut serve_fuse = Some(serve_fuse);
-        loop {
-            let (message, descriptors) = self.receive(BUILD_TIMEOUT)?;
-            let mut descriptors = descriptors.into_iter();
-            match message {
-                FromKeeper::Fuse if matches!(spec.root, RootSpec::Fuse { .. }) => {
-                    let (Some(serve), Some(fuse)) = (serve_fuse.take(), descriptors.next()) else {
-                        return Err(nonsense());
-                    };
-                    serve(fuse);
-                }
-                FromKeeper::Built { init, launcher: launcher_pid, warnings, cgroups } => {
-                    let mut next = || descriptors.next().ok_or_else(nonsense);
-                    let (listener, socket, init_pidfd) = (next()?, next()?, next()?);
-                    let multiplexer = next()?;
-                    let network = match spec.network {
-                        Network::Dc(_) => {
-                            Some(Handles::from(&mut descriptors).ok_or_else(nonsense)?)
-                        }
-                        Network::Loopback | Network::Host => None,
-                    };
-                    let (launcher, reader) =
-                        Launcher::new(socket, events).map_err(StartError::Keeper)?;
-                    self.reader = Some(reader);
-                    let listener = Listener::from(listener);
-                    return Ok(Parts {
-                        listener,
-                        launcher,
-                        init_pidfd,
-                        multiplexer,
-                        network,
-                        init,
-                        launcher_pid,
-                        warnings,
-                        cgroups,
-                    });
-                }
-                FromKeeper::Failed { step, errno } => {
-                    return Err(StartError::Build { step, errno });
-                }
-                _ => return Err(nonsense()),
-            }
-        }
-    }
-
-    /// Asks the keeper to end the container and waits for it; what it says is left.
-    fn end(&mut self) -> Vec<String> {
-        let mut left = Vec::new();
-        if frame::send(self.socket.as_fd(), &ToKeeper::End, &[]).is_ok() {
-            let deadline = Instant::now() + END_TIMEOUT;
-            while let Some(limit) = deadline.checked_duration_since(Instant::now()) {
-                match self.receive(limit) {
-                    Ok((FromKeeper::Ended { left: theirs }, _)) => {
-                        left = theirs;
-                        break;
-                    }
-                    Ok(_) => {}
-                    Err(_) => break,
-                }
-            }
-        }
-        self.stop();
-        left
-    }
-
-    /// Ends the keeper itself: closes its connection, and kills it if that does not help.
-    fn stop(&mut self) {
-        descriptor::shut_down(self.socket.as_fd());
-        let ended = process::pidfd_open(self.child.id())
-            .is_ok_and(|pidfd| wait_for_end(&pidfd, END_TIMEOUT));
-        if !ended {
-            let _ = self.child.kill();
-        }
-        let _ = self.child.wait();
     }
 }

@@ -36,6 +36,14 @@ pub fn remount_bind(target: &CStr, flags: u64) -> Result<()> {
     mount(c"", c"none", target, libc::MS_REMOUNT | libc::MS_BIND | flags, c"")
 }
 
+/// Moves a mount with all below it to another place.
+///
+/// # Errors
+/// `ENOENT`, `EINVAL` (no mount point, a locked mount, a folder onto a file), `EPERM`.
+pub fn relocate(source: &CStr, target: &CStr) -> Result<()> {
+    mount(c"", source, target, libc::MS_MOVE, c"")
+}
+
 /// Mounts below `target` no longer travel to or from other mount namespaces.
 ///
 /// # Errors
@@ -54,8 +62,8 @@ pub fn unmount(target: &CStr, flags: i32) -> Result<()> {
     Ok(())
 }
 
-/// Makes the working directory, a mount point, the root, and drops the old root with all below it
-/// (`pivot_root(".", ".")` and a lazy unmount, as the man page describes).
+/// Makes the working directory, a mount point, the root (`pivot_root(".", ".")`, as the man page
+/// describes). The old root lies over it until [`drop_old_root`], which must follow.
 ///
 /// # Errors
 /// `EINVAL` when the working directory is no mount point or the root's parent is shared.
@@ -64,6 +72,14 @@ pub fn pivot_root_here() -> Result<()> {
     check("pivot_root", unsafe {
         libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr())
     })?;
+    Ok(())
+}
+
+/// Drops the old root that [`pivot_root_here`] has left over the new one, with all below it.
+///
+/// # Errors
+/// As [`unmount`].
+pub fn drop_old_root() -> Result<()> {
     unmount(c".", libc::MNT_DETACH)
 }
 

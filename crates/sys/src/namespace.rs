@@ -81,12 +81,46 @@ fn map_text(ranges: &[IdRange]) -> String {
 /// # Errors
 /// `ERANGE` when a clock would be negative, `EACCES` after the first child.
 pub fn write_time_offsets(monotonic: i64, boot: i64) -> Result<()> {
+    open_time_offsets()?.write(monotonic, boot)
+}
+
+/// The file through which [`write_time_offsets`] acts, to be opened while the process is dumpable
+/// (afterwards its files in `/proc` belong to root) and written later.
+#[derive(Debug)]
+pub struct TimeOffsets(std::fs::File);
+
+/// Opens it for the calling process.
+///
+/// # Errors
+/// What opening it says; `ENOENT` without time namespaces.
+pub fn open_time_offsets() -> Result<TimeOffsets> {
+    let file = std::fs::OpenOptions::new().write(true).open("/proc/self/timens_offsets");
+    let opened = file.map_err(|error| {
+        SysError::new("open(timens_offsets)", error.raw_os_error().unwrap_or(libc::EIO))
+    })?;
+    Ok(TimeOffsets(opened))
+}
+
+impl TimeOffsets {
+    /// See [`write_time_offsets`].
+    ///
+    /// # Errors
+    /// As it.
+    pub fn write(&self, monotonic: i64, boot: i64) -> Result<()> {
+        let text = offsets_text(monotonic, boot);
+        // One write: a second one would start a new line in the middle.
+        (&self.0).write_all(text.as_bytes()).map_err(|error| {
+            SysError::new("write(timens_offsets)", error.raw_os_error().unwrap_or(libc::EIO))
+        })
+    }
+}
+
+fn offsets_text(monotonic: i64, boot: i64) -> String {
     let second = 1_000_000_000;
     let line = |clock: &str, offset: i64| {
         format!("{clock} {} {}\n", offset.div_euclid(second), offset.rem_euclid(second))
     };
-    let text = line("monotonic", monotonic) + &line("boottime", boot);
-    write_file("/proc/self/timens_offsets", &text, "write(timens_offsets)")
+    line("monotonic", monotonic) + &line("boottime", boot)
 }
 
 /// The time namespace in which the caller's children begin becomes its own, too.

@@ -1,20 +1,21 @@
-//! Building a container: the keeper's part and the launcher's.
+//! Preparing a container: the keeper's part and the launcher's.
 //!
 //! The keeper makes the launcher in new user, mount, ipc, uts and network namespaces, puts it into
-//! the cgroups, and maps its ids. The launcher enters a cgroup and a time namespace, mounts the root,
-//! hands out the FUSE device before anything looks into it, and makes pid 1 in a new pid namespace;
-//! pid 1 furnishes the root (a procfs belongs to the pid namespace of who mounts it) and makes it the
-//! root of all three. Then the launcher drops capabilities, installs the filter and serves requests.
+//! the cgroups, and maps its ids. The launcher enters a cgroup namespace, makes the stage (see
+//! [`root`]), mounts the root there without looking into it, and makes pid 1 in a new pid namespace,
+//! which mounts what stands on the stage: a procfs belongs to the pid namespace of who mounts it.
+//! Then the launcher drops capabilities, installs the filter, and waits for [`Finish`].
 
+use super::finish::Unfinished;
 use super::fuse::minor_of;
 use super::root;
-use super::{BuildError, Built, Step};
+use super::{BuildError, Prepared, Step};
 use crate::cgroup::Cgroups;
 use crate::filter::{self, Cookies};
 use crate::frame;
+use crate::launcher::inside;
 use crate::launcher::script::Base;
-use crate::launcher::{Launcher, inside};
-use crate::messages::FromKeeper;
+use crate::messages::{Finish, Finished};
 use crate::network::{self, Handles};
 use crate::spec::{ContainerSpec, IdMapping, Network, RootSpec};
 use dvs_sys::capability;
@@ -24,7 +25,7 @@ use dvs_sys::process::{self, CloneOptions, SingleThreaded};
 use dvs_sys::seccomp;
 use dvs_sys::untrapped::{self, Untrapped};
 use serde::{Deserialize, Serialize};
-use std::ffi::CString;
+use std::ffi::{CStr, OsStr};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -50,18 +51,17 @@ pub(super) const CAPABILITIES: u64 = capability::mask(&[
     capability::AUDIT_WRITE,
     capability::SETFCAP,
 ]);
-/// Places of the host on which the new root is mounted before it becomes the root; nothing of the
-/// host changes, because the mount is in the container's mount namespace.
-const MOUNT_POINTS: [&str; 5] = ["/tmp", "/mnt", "/var", "/usr", "/proc"];
+/// Places of the host on which the stage is mounted; nothing of the host changes, because the mount is
+/// in the container's mount namespace.
+const MOUNT_POINTS: [&CStr; 5] = [c"/tmp", c"/mnt", c"/var", c"/usr", c"/proc"];
 
 /// Launcher to keeper, while it builds.
 #[derive(Debug, Serialize, Deserialize)]
 enum FromLauncher {
-    /// The root is mounted; with its FUSE device.
-    Fuse { minor: Option<u32> },
-    /// All is there; with the listener, the multiplexer of the container's terminals, and the handles
-    /// of its network, if it has one of a DC.
-    Done { init: u32, warnings: Vec<String> },
+    /// All is prepared; with the listener, the multiplexer of the container's terminals, the handles of
+    /// its network, if it has one of a DC, and, with a FUSE root, its device, whose minor number is
+    /// given.
+    Done { init: u32, minor: Option<u32>, warnings: Vec<String> },
     /// A step failed.
     Failed { step: String, errno: i32 },
 }
@@ -69,20 +69,20 @@ enum FromLauncher {
 /// Pid 1 to launcher.
 #[derive(Debug, Serialize, Deserialize)]
 enum FromInit {
-    /// The root is furnished; with `ns_last_pid`.
+    /// The stage is furnished; with `ns_last_pid`.
     Done { warnings: Vec<String> },
     /// A step failed.
     Failed { step: String, errno: i32 },
 }
 
-/// Builds the container. `fuse` is set as soon as there is a connection that may have to be aborted.
-pub(super) fn build(
+/// Prepares the container. `fuse` is set when there is a connection that may have to be aborted.
+pub(super) fn prepare(
     alone: SingleThreaded,
     daemon: BorrowedFd<'_>,
     spec: &ContainerSpec,
     cgroups: &Cgroups,
     fuse: &mut Option<u32>,
-) -> Result<Built, BuildError> {
+) -> Result<Prepared, BuildError> {
     let (ours, theirs) = descriptor::socket_pair(SocketKind::Stream).step("make a socket")?;
     let (daemon_end, launcher_end) =
         descriptor::socket_pair(SocketKind::Stream).step("make a socket")?;
@@ -113,40 +113,34 @@ pub(super) fn build(
     process::set_dumpable(false).step("become undumpable")?;
     frame::send(ours.as_fd(), &deny_groups, &[]).step("start the launcher")?;
 
-    loop {
-        wait_for(&ours, daemon)?;
-        let (message, descriptors) = frame::receive::<FromLauncher>(ours.as_fd())
-            .step("the launcher has gone while it built the container")?;
-        let mut descriptors = descriptors.into_iter();
-        let missing = || BuildError::new("the launcher sent no descriptor", libc::EPROTO);
-        match message {
-            FromLauncher::Fuse { minor } => {
-                *fuse = minor;
-                let device = descriptors.next().ok_or_else(missing)?;
-                frame::send(daemon, &FromKeeper::Fuse, &[device.as_fd()])
-                    .step("hand out the file system")?;
-            }
-            FromLauncher::Done { init, warnings } => {
-                let listener = descriptors.next().ok_or_else(missing)?;
-                let multiplexer = descriptors.next().ok_or_else(missing)?;
-                let network = match spec.network {
-                    Network::Dc(_) => Some(Handles::from(&mut descriptors).ok_or_else(missing)?),
-                    Network::Loopback | Network::Host => None,
-                };
-                let init_pidfd = process::pidfd_open(init).step("name pid 1")?;
-                return Ok(Built {
-                    init,
-                    init_pidfd,
-                    launcher: child.pid,
-                    listener,
-                    multiplexer,
-                    network,
-                    launcher_socket: daemon_end,
-                    warnings,
-                });
-            }
-            FromLauncher::Failed { step, errno } => return Err(BuildError { step, errno }),
+    wait_for(&ours, daemon)?;
+    let (message, descriptors) = frame::receive::<FromLauncher>(ours.as_fd())
+        .step("the launcher has gone while it built the container")?;
+    let mut descriptors = descriptors.into_iter();
+    let missing = || BuildError::new("the launcher sent no descriptor", libc::EPROTO);
+    match message {
+        FromLauncher::Done { init, minor, warnings } => {
+            *fuse = minor;
+            let listener = descriptors.next().ok_or_else(missing)?;
+            let multiplexer = descriptors.next().ok_or_else(missing)?;
+            let network = match spec.network {
+                Network::Dc(_) => Some(Handles::from(&mut descriptors).ok_or_else(missing)?),
+                Network::Loopback | Network::Host => None,
+            };
+            let init_pidfd = process::pidfd_open(init).step("name pid 1")?;
+            Ok(Prepared {
+                init,
+                init_pidfd,
+                launcher: child.pid,
+                listener,
+                multiplexer,
+                network,
+                launcher_socket: daemon_end,
+                fuse: descriptors.next(),
+                warnings,
+            })
         }
+        FromLauncher::Failed { step, errno } => Err(BuildError { step, errno }),
     }
 }
 
@@ -158,7 +152,7 @@ fn wait_for(launcher: &OwnedFd, daemon: BorrowedFd<'_>) -> Result<(), BuildError
         [true, _] => Ok(()),
         [false, true] => Err(BuildError::new("the daemon has gone", libc::ECANCELED)),
         [false, false] => {
-            let text = "the container's file system or launcher did not answer in time";
+            let text = "the launcher did not answer in time";
             Err(BuildError::new(text, libc::ETIMEDOUT))
         }
     }
@@ -180,31 +174,45 @@ struct Context<'a> {
 
 impl Context<'_> {
     fn run(&self, requests: &OwnedFd) -> i32 {
-        match self.build(requests) {
+        let prepared = match self.prepare() {
+            Ok(prepared) => prepared,
+            Err(BuildError { step, errno }) => {
+                let _ = frame::send(self.socket, &FromLauncher::Failed { step, errno }, &[]);
+                return 1;
+            }
+        };
+        // Without a daemon that asks for it there is nothing to be done: the keeper ends all.
+        let Ok((wanted, _)) = frame::receive::<Finish>(requests.as_fd()) else { return 1 };
+        let finished = prepared.finish(self.alone, &wanted).and_then(|warnings| {
+            frame::send(requests.as_fd(), &Finished::Done(warnings), &[]).step("report")?;
+            // The host's tree goes before any program can be started, and while the daemon does its
+            // own part: the kernel waits for all processors here.
+            root::drop_host()?;
+            let socket = requests.try_clone().step("take the socket")?;
+            prepared.launcher(self.alone, socket)
+        });
+        match finished {
             Ok(mut launcher) => {
                 launcher.run();
                 0
             }
             Err(BuildError { step, errno }) => {
-                let _ = frame::send(self.socket, &FromLauncher::Failed { step, errno }, &[]);
+                let _ = frame::send(requests.as_fd(), &Finished::Failed { step, errno }, &[]);
                 1
             }
         }
     }
 
-    fn build(&self, requests: &OwnedFd) -> Result<Launcher, BuildError> {
+    fn prepare(&self) -> Result<Unfinished, BuildError> {
         let spec = self.spec;
         let (groups_denied, _) = frame::receive::<bool>(self.socket).step("wait for the keeper")?;
-        let mut warnings = Vec::new();
         let cookie = random_cookie()?;
         // While the host's ids and files can still be used.
         let limit = process::prlimit(0, libc::RLIMIT_NOFILE, None).step("read limits")?;
         process::prlimit(0, libc::RLIMIT_NOFILE, Some((limit.1, limit.1))).step("set limits")?;
         namespace::unshare(libc::CLONE_NEWCGROUP | libc::CLONE_NEWPID)
             .step("make a cgroup and a pid namespace")?;
-        if let Err(error) = self.set_clocks() {
-            warnings.push(format!("the container has the clocks of the host: {error}"));
-        }
+        let clocks = namespace::open_time_offsets();
         let device = match spec.root {
             // The device must be opened inside the user namespace, by ids that may.
             RootSpec::Fuse { .. } => {
@@ -230,16 +238,15 @@ impl Context<'_> {
         }
         let _ = process::set_name(c"dvs-launcher");
 
-        let mount_point = self.mount_root(device.as_ref())?;
-        if let Some(device) = device {
+        let place = MOUNT_POINTS
+            .into_iter()
+            .find(|place| Path::new(OsStr::from_bytes(place.to_bytes())).is_dir())
+            .ok_or(BuildError::new("find a place to mount the root", libc::ENOENT))?;
+        root::set_stage(place, &spec.root, device.as_ref())?;
+        let minor = device.as_ref().and_then(|_| {
             let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-            let minor = minor_of(&table, Path::new(mount_point));
-            frame::send(self.socket, &FromLauncher::Fuse { minor }, &[device.as_fd()])
-                .step("hand out the file system")?;
-        }
-        // The first look into the file system: from here on it must be served.
-        std::env::set_current_dir(mount_point).step("enter the root")?;
-        namespace::set_host_name(spec.hostname.as_bytes()).step("set the host name")?;
+            minor_of(&table, &Path::new(OsStr::from_bytes(place.to_bytes())).join(root::ROOT))
+        });
         if spec.network != Network::Host {
             namespace::loopback_up().step("bring the loopback device up")?;
         }
@@ -247,15 +254,13 @@ impl Context<'_> {
             Network::Dc(network) => Some(network::build(network, tun)?),
             Network::Loopback | Network::Host => None,
         };
-        let (init, last_pid, more) = self.make_init()?;
-        warnings.extend(more);
-        std::env::set_current_dir("/").step("enter the root")?;
+        let (init, last_pid, warnings) = self.make_init()?;
         // A daemon outside the user namespace may not walk through the FUSE root, so it is given the
         // device that it makes terminals from.
         let multiplexer = File::options()
             .read(true)
             .custom_flags(libc::O_PATH)
-            .open("/dev/pts/ptmx")
+            .open("dev/pts/ptmx")
             .step("open the multiplexer of terminals")?;
 
         let mut groups = process::groups().step("read the groups")?;
@@ -280,59 +285,13 @@ impl Context<'_> {
             inside::aim_pids(self.alone, base.calls, &last_pid, Some(first))
                 .map_err(|errno| BuildError::new("choose the first pid", errno))?;
         }
-        let done = FromLauncher::Done { init, warnings };
+        let done = FromLauncher::Done { init, minor, warnings };
         let mut descriptors = vec![listener.as_fd(), multiplexer.as_fd()];
         descriptors.extend(handles.iter().flat_map(Handles::borrow));
+        descriptors.extend(device.iter().map(AsFd::as_fd));
         frame::send(self.socket, &done, &descriptors).step("report")?;
-        drop((listener, multiplexer, handles));
-        let requests = requests.try_clone().step("take the socket")?;
-        Launcher::new(self.alone, base, requests, last_pid).step("watch children")
-    }
-
-    /// A time namespace for all processes of the container, this one included.
-    fn set_clocks(&self) -> dvs_sys::error::Result<()> {
-        namespace::unshare(namespace::CLONE_NEWTIME)?;
-        let clocks = self.spec.clocks;
-        if clocks.monotonic != 0 || clocks.boot != 0 {
-            namespace::write_time_offsets(clocks.monotonic, clocks.boot)?;
-        }
-        namespace::enter_own_time_namespace()
-    }
-
-    /// Mounts the root somewhere; returns where.
-    fn mount_root(&self, device: Option<&File>) -> Result<&'static str, BuildError> {
-        use dvs_sys::mount;
-        mount::make_private(c"/").step("separate mounts")?;
-        let target = MOUNT_POINTS
-            .into_iter()
-            .find(|place| Path::new(place).is_dir())
-            .ok_or(BuildError::new("find a place to mount the root", libc::ENOENT))?;
-        let at = CString::new(target).unwrap_or_default();
-        match (&self.spec.root, device) {
-            (RootSpec::Fuse { max_read }, Some(device)) => {
-                let mut options = format!(
-                    "fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other",
-                    device.as_raw_fd()
-                );
-                if let Some(size) = max_read {
-                    options.push_str(&format!(",max_read={size}"));
-                }
-                let options = CString::new(options).unwrap_or_default();
-                mount::mount(c"fuse", c"dvs", &at, 0, &options).step("mount the root")?;
-            }
-            (RootSpec::Bind { path, writable }, _) => {
-                let path = CString::new(path.as_os_str().as_bytes())
-                    .map_err(|_| BuildError::new("the root's path", libc::EINVAL))?;
-                mount::bind(&path, &at, true).step("mount the root")?;
-                if !writable {
-                    mount::remount_bind(&at, libc::MS_RDONLY).step("make the root read-only")?;
-                }
-            }
-            (RootSpec::Fuse { .. }, None) => {
-                return Err(BuildError::new("mount the root", libc::EBADF));
-            }
-        }
-        Ok(target)
+        let from_tree = matches!(spec.root, RootSpec::Fuse { .. });
+        Ok(Unfinished { base, last_pid, clocks, aimed: spec.first_pid, from_tree })
     }
 
     /// Makes pid 1 and waits until it has furnished the root: its pid outside, `ns_last_pid`,
@@ -348,11 +307,13 @@ impl Context<'_> {
         .step("make pid 1")?;
         drop(theirs);
         let (message, descriptors) = frame::receive::<FromInit>(ours.as_fd())
-            .step("pid 1 has gone while it furnished the root")?;
+            .step("pid 1 has gone while it furnished the stage")?;
         match (message, descriptors.into_iter().next()) {
             (FromInit::Done { warnings }, Some(last_pid)) => {
                 // Only now may it forget this connection: until here its end was that of pid 1.
                 frame::send(ours.as_fd(), &true, &[]).step("let pid 1 go on")?;
+                // It closes its end with everything else that it holds: then it is harmless.
+                let _ = frame::receive::<bool>(ours.as_fd());
                 Ok((child.pid, File::from(last_pid), warnings))
             }
             (FromInit::Failed { step, errno }, _) => Err(BuildError { step, errno }),
@@ -361,7 +322,7 @@ impl Context<'_> {
     }
 }
 
-/// Pid 1: furnishes the root, then only exists. Children that die are reaped by the kernel, because
+/// Pid 1: furnishes the stage, then only exists. Children that die are reaped by the kernel, because
 /// `SIGCHLD` is ignored, so that no pid stays taken.
 fn init(forked: &process::Forked, spec: &ContainerSpec, launcher: &OwnedFd) -> i32 {
     let calls = Untrapped { cookie: 0 };
@@ -386,7 +347,9 @@ fn init(forked: &process::Forked, spec: &ContainerSpec, launcher: &OwnedFd) -> i
         return 1;
     }
     let _ = process::set_name(c"init");
-    if capability::limit_bounding_set(0).is_err()
+    // From where it goes into the new root together with the launcher.
+    if std::env::set_current_dir("/").is_err()
+        || capability::limit_bounding_set(0).is_err()
         || capability::set(capability::Sets::default(), 0).is_err()
         || forked.close_range(0, u32::MAX).is_err()
     {

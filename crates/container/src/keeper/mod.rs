@@ -1,6 +1,9 @@
 //! The keeper of a container: a small process outside the guest's pid and user namespaces and outside
 //! its cgroup, which builds the container, holds it together, and ends it.
 //!
+//! It is made in two steps, so that a daemon can have one prepared before anybody asks: [`build`]
+//! prepares everything that no wish of the user changes, [`finish`] does the rest at the start.
+//!
 //! It has one thread and is started from a sealed copy of the binary with its socket to the daemon as
 //! standard input. It ends the container when the daemon says so or is gone, and when pid 1 or the
 //! launcher has died. Should the keeper itself be killed, the launcher and pid 1 die with it (parent
@@ -13,6 +16,7 @@
 //! ```
 
 mod build;
+mod finish;
 mod fuse;
 mod root;
 
@@ -113,7 +117,7 @@ fn run() -> Result<(), BuildError> {
         return Err(BuildError::new("no message from the daemon", libc::ETIMEDOUT));
     }
     let (message, _) = frame::receive::<ToKeeper>(socket.as_fd()).step("first message")?;
-    let ToKeeper::Start(spec) = message else {
+    let ToKeeper::Prepare(spec) = message else {
         return Err(BuildError::new("first message", libc::EPROTO));
     };
     Keeper { alone, socket, signals }.keep(&spec)
@@ -121,7 +125,7 @@ fn run() -> Result<(), BuildError> {
 
 /// A container as its keeper knows it.
 #[derive(Debug)]
-pub(crate) struct Built {
+pub(crate) struct Prepared {
     /// pid 1, outside.
     pub(crate) init: u32,
     pub(crate) init_pidfd: OwnedFd,
@@ -134,6 +138,8 @@ pub(crate) struct Built {
     /// The network of a DC.
     pub(crate) network: Option<Handles>,
     pub(crate) launcher_socket: OwnedFd,
+    /// `/dev/fuse` of the root. Not kept: with its last descriptor the file system must end.
+    pub(crate) fuse: Option<OwnedFd>,
     pub(crate) warnings: Vec<String>,
 }
 
@@ -148,10 +154,11 @@ impl Keeper {
         spec.validate().map_err(|sentence| BuildError::new(sentence, libc::EINVAL))?;
         let cgroups = Cgroups::create(&spec.name, &spec.limits);
         let mut fuse = None;
-        match build::build(self.alone, self.socket.as_fd(), spec, &cgroups, &mut fuse) {
-            Ok(built) => {
-                let result =
-                    self.hand_over(&built, &cgroups).and_then(|()| self.watch(&built, &cgroups));
+        match build::prepare(self.alone, self.socket.as_fd(), spec, &cgroups, &mut fuse) {
+            Ok(mut prepared) => {
+                let result = self
+                    .hand_over(&mut prepared, &cgroups)
+                    .and_then(|()| self.watch(&prepared, &cgroups));
                 let left = self.end(fuse, &cgroups);
                 // The daemon may be gone.
                 let _ = frame::send(self.socket.as_fd(), &FromKeeper::Ended { left }, &[]);
@@ -166,35 +173,37 @@ impl Keeper {
         }
     }
 
-    fn hand_over(&self, built: &Built, cgroups: &Cgroups) -> Result<(), BuildError> {
-        let message = FromKeeper::Built {
-            init: built.init,
-            launcher: built.launcher,
-            warnings: cgroups.warnings.iter().chain(&built.warnings).cloned().collect(),
+    fn hand_over(&self, prepared: &mut Prepared, cgroups: &Cgroups) -> Result<(), BuildError> {
+        let message = FromKeeper::Prepared {
+            init: prepared.init,
+            launcher: prepared.launcher,
+            warnings: cgroups.warnings.iter().chain(&prepared.warnings).cloned().collect(),
             cgroups: cgroups.paths(),
         };
+        let fuse = prepared.fuse.take();
         let mut descriptors: Vec<BorrowedFd<'_>> = vec![
-            built.listener.as_fd(),
-            built.launcher_socket.as_fd(),
-            built.init_pidfd.as_fd(),
-            built.multiplexer.as_fd(),
+            prepared.listener.as_fd(),
+            prepared.launcher_socket.as_fd(),
+            prepared.init_pidfd.as_fd(),
+            prepared.multiplexer.as_fd(),
         ];
-        descriptors.extend(built.network.iter().flat_map(Handles::borrow));
+        descriptors.extend(prepared.network.iter().flat_map(Handles::borrow));
+        descriptors.extend(fuse.iter().map(AsFd::as_fd));
         frame::send(self.socket.as_fd(), &message, &descriptors).step("hand the container over")
     }
 
     /// Waits until the container is to be ended.
-    fn watch(&self, built: &Built, cgroups: &Cgroups) -> Result<(), BuildError> {
+    fn watch(&self, prepared: &Prepared, cgroups: &Cgroups) -> Result<(), BuildError> {
         loop {
             // Pid 1 is a child of the launcher, so no signal tells of its end.
             let mut entries = [
                 Poll::readable(self.socket.as_fd()),
                 Poll::readable(self.signals.as_fd()),
-                Poll::readable(built.init_pidfd.as_fd()),
+                Poll::readable(prepared.init_pidfd.as_fd()),
             ];
             descriptor::poll(&mut entries, None).step("wait")?;
             let [socket, signals, init] = entries.map(|entry| entry.ready != 0);
-            if init || signals && self.launcher_has_ended(built) {
+            if init || signals && self.launcher_has_ended(prepared) {
                 return Ok(());
             }
             if socket {
@@ -205,18 +214,18 @@ impl Keeper {
                             .step("answer")?;
                     }
                     Ok((ToKeeper::End, _)) | Err(_) => return Ok(()),
-                    Ok((ToKeeper::Start(_), _)) => {}
+                    Ok((ToKeeper::Prepare(_), _)) => {}
                 }
             }
         }
     }
 
     /// Takes the ends of children; whether the launcher was among them.
-    fn launcher_has_ended(&self, built: &Built) -> bool {
+    fn launcher_has_ended(&self, prepared: &Prepared) -> bool {
         while matches!(self.signals.take(), Ok(Some(_))) {}
         let mut ended = false;
         while let Ok(Some(waited)) = process::wait(-1, libc::WNOHANG | libc::__WALL, 0) {
-            ended |= waited.pid == built.launcher;
+            ended |= waited.pid == prepared.launcher;
         }
         ended
     }

@@ -1,14 +1,20 @@
-//! Furnishing a container's root: `/proc`, `/dev`, `/sys`, and what is hidden in them. Done by pid 1
-//! with the new root as its working directory and the host's root still in place.
+//! A container's root and what stands in it: `/proc`, `/dev`, `/sys`, and what is hidden in them.
+//!
+//! It is put together on a *stage*, a small tmpfs that is the working directory of the launcher while
+//! it prepares: `root` is the root file system, which nobody looks into yet, and beside it stand
+//! `proc`, `dev` and `sys`, which pid 1 mounts. At the start they only have to be moved.
 
 use super::{BuildError, Step};
 use crate::spec::{ContainerSpec, Network, RootSpec};
 use dvs_sys::mount;
 use std::ffi::{CStr, CString};
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+/// Name of the root on the stage.
+pub(super) const ROOT: &str = "root";
 /// Devices taken from the host.
 const DEVICES: [&CStr; 6] = [c"null", c"zero", c"full", c"random", c"urandom", c"tty"];
 /// Links in `/dev`.
@@ -38,18 +44,57 @@ const READ_ONLY: [&CStr; 5] =
     [c"proc/bus", c"proc/fs", c"proc/irq", c"proc/sys", c"proc/sysrq-trigger"];
 const PLAIN: u64 = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
 
-/// Furnishes the root in the working directory and makes it the root. Returns `ns_last_pid` of the
-/// container, opened for writing, and warnings.
+/// Mounts the stage at a place of the host, makes it the working directory and mounts the root on it,
+/// without looking into it.
+pub(super) fn set_stage(
+    place: &CStr,
+    root: &RootSpec,
+    device: Option<&File>,
+) -> Result<(), BuildError> {
+    mount::make_private(c"/").step("separate mounts")?;
+    // Before the stage covers a place of it.
+    let bound = match root {
+        RootSpec::Bind { path, .. } => {
+            let path = CString::new(path.as_os_str().as_bytes())
+                .map_err(|_| BuildError::new("the root's path", libc::EINVAL))?;
+            Some(mount::detached_copy(&path, true).step("find the root")?)
+        }
+        RootSpec::Fuse { .. } => None,
+    };
+    mount::mount(c"tmpfs", c"tmpfs", place, PLAIN, c"mode=700,size=64k").step("mount the stage")?;
+    std::env::set_current_dir(Path::new(std::ffi::OsStr::from_bytes(place.to_bytes())))
+        .step("enter the stage")?;
+    for folder in [ROOT, "proc", "dev", "sys"] {
+        std::fs::create_dir(folder).step("make a folder on the stage")?;
+    }
+    match (root, device, bound) {
+        (RootSpec::Fuse { max_read }, Some(device), _) => {
+            let mut options = format!(
+                "fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other",
+                device.as_raw_fd()
+            );
+            if let Some(size) = max_read {
+                options.push_str(&format!(",max_read={size}"));
+            }
+            let options = CString::new(options).unwrap_or_default();
+            mount::mount(c"fuse", c"dvs", c"root", 0, &options).step("mount the root")
+        }
+        (RootSpec::Bind { writable, .. }, _, Some(bound)) => {
+            mount::attach(bound.as_fd(), c"root").step("mount the root")?;
+            if !writable {
+                mount::remount_bind(c"root", libc::MS_RDONLY).step("make the root read-only")?;
+            }
+            Ok(())
+        }
+        _ => Err(BuildError::new("mount the root", libc::EBADF)),
+    }
+}
+
+/// Mounts what stands beside the root. Returns `ns_last_pid` of the container, opened for writing,
+/// and warnings.
 pub(super) fn furnish(spec: &ContainerSpec) -> Result<(File, Vec<String>), BuildError> {
     let mut warnings = Vec::new();
-    // From the tree, before /dev is covered. (A bound folder may be the host's, with its /dev/shm.)
-    let in_tree = matches!(spec.root, RootSpec::Fuse { .. }) && Path::new("dev/shm").is_dir();
-    let shared_memory = in_tree
-        .then(|| mount::detached_copy(c"dev/shm", false))
-        .transpose()
-        .step("find /dev/shm of the root")?;
-    whole_proc()?;
-    devices(spec, shared_memory)?;
+    devices(spec)?;
     mount::mount(c"proc", c"proc", c"proc", PLAIN, c"").step("mount /proc")?;
     system(spec, &mut warnings)?;
     let last_pid = File::options()
@@ -64,20 +109,38 @@ pub(super) fn furnish(spec: &ContainerSpec) -> Result<(File, Vec<String>), Build
         }
     }
     mask()?;
-    mount::pivot_root_here().step("make it the root")?;
-    std::env::set_current_dir("/").step("enter the root")?;
     Ok((last_pid, warnings))
 }
 
-/// A procfs with nothing covered, under `/dev` where the next mount hides it. The kernel lets a
-/// nested container mount its own `/proc` only if its parent has a whole one somewhere.
-fn whole_proc() -> Result<(), BuildError> {
-    mount::mount(c"tmpfs", c"tmpfs", c"dev", PLAIN, c"mode=700,size=4k").step("mount /dev")?;
-    std::fs::create_dir("dev/proc").step("make /dev/proc")?;
-    mount::mount(c"proc", c"proc", c"dev/proc", PLAIN, c"").step("mount a whole /proc")
+/// Moves everything from the stage into the root and makes it the root of all processes of the
+/// container; [`drop_host`] must follow. `from_tree`: `/dev/shm` is the root's own. (A bound folder
+/// may be the host's, with its `/dev/shm`.)
+pub(super) fn assemble(from_tree: bool) -> Result<(), BuildError> {
+    // The first look into the file system.
+    std::env::set_current_dir(ROOT).step("enter the root")?;
+    // Before /dev is covered.
+    let shared_memory = (from_tree && Path::new("dev/shm").is_dir())
+        .then(|| mount::detached_copy(c"dev/shm", false))
+        .transpose()
+        .step("find /dev/shm of the root")?;
+    mount::relocate(c"../dev", c"dev").step("mount /dev")?;
+    if let Some(tree) = shared_memory {
+        mount::attach(tree.as_fd(), c"dev/shm").step("bring /dev/shm in")?;
+    }
+    mount::relocate(c"../proc", c"proc").step("mount /proc")?;
+    if Path::new("sys").is_dir() {
+        mount::relocate(c"../sys", c"sys").step("mount /sys")?;
+    }
+    mount::pivot_root_here().step("make it the root")
 }
 
-fn devices(spec: &ContainerSpec, shared_memory: Option<OwnedFd>) -> Result<(), BuildError> {
+/// Drops the host's tree, with the stage, after [`assemble`].
+pub(super) fn drop_host() -> Result<(), BuildError> {
+    mount::drop_old_root().step("drop the host's tree")?;
+    std::env::set_current_dir("/").step("enter the root")
+}
+
+fn devices(spec: &ContainerSpec) -> Result<(), BuildError> {
     mount::mount(c"tmpfs", c"tmpfs", c"dev", libc::MS_NOSUID, c"mode=755,size=64k")
         .step("mount /dev")?;
     for device in DEVICES {
@@ -101,20 +164,19 @@ fn devices(spec: &ContainerSpec, shared_memory: Option<OwnedFd>) -> Result<(), B
     let flags = libc::MS_NOSUID | libc::MS_NOEXEC;
     mount::mount(c"devpts", c"devpts", c"dev/pts", flags, options).step("mount /dev/pts")?;
     std::fs::create_dir("dev/mqueue").step("make /dev/mqueue")?;
+    // A procfs with nothing covered, on a folder that the next mount hides. The kernel lets a nested
+    // container mount its own /proc only if its parent has a whole one somewhere.
+    mount::mount(c"tmpfs", c"tmpfs", c"dev/mqueue", PLAIN, c"mode=700,size=4k")
+        .step("mount /dev/mqueue")?;
+    std::fs::create_dir("dev/mqueue/proc").step("make a place for a whole /proc")?;
+    mount::mount(c"proc", c"proc", c"dev/mqueue/proc", PLAIN, c"").step("mount a whole /proc")?;
     mount::mount(c"mqueue", c"mqueue", c"dev/mqueue", PLAIN, c"").step("mount /dev/mqueue")?;
     std::fs::create_dir("dev/shm").step("make /dev/shm")?;
-    match shared_memory {
-        Some(tree) => mount::attach(tree.as_fd(), c"dev/shm").step("bring /dev/shm in"),
-        None => {
-            mount::mount(c"tmpfs", c"tmpfs", c"dev/shm", PLAIN, c"mode=1777").step("mount /dev/shm")
-        }
-    }
+    // Covered by the root's own, if it has one.
+    mount::mount(c"tmpfs", c"tmpfs", c"dev/shm", PLAIN, c"mode=1777").step("mount /dev/shm")
 }
 
 fn system(spec: &ContainerSpec, warnings: &mut Vec<String>) -> Result<(), BuildError> {
-    if !Path::new("sys").is_dir() {
-        return Ok(());
-    }
     if spec.network != Network::Host {
         let mounted = mount::mount(c"sysfs", c"sysfs", c"sys", PLAIN | libc::MS_RDONLY, c"");
         if mounted.is_ok() {
