@@ -6,7 +6,7 @@
 
 use crate::client::Client;
 use crate::daemon::{self, DaemonConfig, Inherited};
-use crate::folders::{Folders, MAX_NODES, Session, reason};
+use crate::folders::{Folders, MAX_NODES, leave_session, reason};
 use crate::membership::store::Identity;
 use crate::protocol::{Failure, NodeInfo, Peer, Request};
 use dvs_container::KeeperProgram;
@@ -27,7 +27,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Daemons that live as long as one command.
 #[derive(Debug)]
 pub struct Ephemeral {
-    session: Session,
+    /// Folder of the session, which its daemons make.
+    session: PathBuf,
     /// Its other end is held by every daemon: when it is closed, however that comes, they end.
     lifeline: Option<OwnedFd>,
     daemons: Vec<Daemon>,
@@ -51,7 +52,8 @@ impl Ephemeral {
         count: u16,
         clock_offsets: &[i64],
     ) -> Result<(Ephemeral, Client), Failure> {
-        let session = folders.new_session()?;
+        folders.prepare()?;
+        let session = folders.new_session();
         let (held, lifeline) = descriptor::pipe().map_err(no_descriptors)?;
         let mut started = Ephemeral { session, lifeline: Some(lifeline), daemons: Vec::new() };
         match started.start_all(folders, count, clock_offsets, &held) {
@@ -76,18 +78,17 @@ impl Ephemeral {
         for id in 1..=count {
             let name = format!("n{id}");
             let config = DaemonConfig {
-                folder: self.session.path.join("nodes").join(&name),
+                folder: self.session.join("nodes").join(&name),
                 state: folders.state.clone(),
                 name: name.clone(),
                 id,
                 cluster,
                 member: false,
-                session: Some(self.session.path.clone()),
+                session: Some(self.session.clone()),
                 clock_offset: clock_offsets.get(usize::from(id) - 1).copied().unwrap_or(0),
             };
             let lifeline = held.try_clone().map_err(|error| no_more(&error))?;
-            let (daemon, socket) =
-                start_daemon(config, &keeper, Some(lifeline), Some(self.session.membership()?))?;
+            let (daemon, socket) = start_daemon(config, &keeper, Some(lifeline))?;
             self.daemons.push(daemon);
             sockets.push((name, socket));
         }
@@ -100,7 +101,8 @@ impl Ephemeral {
     /// The cluster of the session's nodes.
     #[must_use]
     pub fn cluster(&self) -> [u8; 16] {
-        padded(u64::from_str_radix(&self.session.id, 16).unwrap_or(1))
+        let number = self.session.file_name().and_then(|name| name.to_str());
+        padded(number.and_then(|name| u64::from_str_radix(name, 16).ok()).unwrap_or(1))
     }
 
     /// Ends all daemons with all that they run, waits for it, and removes the session's folder.
@@ -121,7 +123,7 @@ impl Ephemeral {
                 log::debug!("waiting for {}: {error}", daemon.pid);
             }
         }
-        self.session.leave();
+        leave_session(&self.session);
     }
 }
 
@@ -149,7 +151,7 @@ pub fn start_staying(
             session: None,
             clock_offset,
         };
-        let (_, socket) = start_daemon(config, &keeper, None, None)?;
+        let (_, socket) = start_daemon(config, &keeper, None)?;
         sockets.push((name.clone(), socket));
     }
     let clients = connect_all(sockets)?;
@@ -186,7 +188,7 @@ pub fn start_member(
         session: None,
         clock_offset,
     };
-    let (_, socket) = start_daemon(config, &keeper, None, None)?;
+    let (_, socket) = start_daemon(config, &keeper, None)?;
     let clients = connect_all(vec![(identity.name.clone(), socket)])?;
     let (client, mut info) = clients.into_iter().next().ok_or_else(|| Failure::new("no node"))?;
     let start = std::time::Instant::now();
@@ -261,19 +263,15 @@ fn start_daemon(
     config: DaemonConfig,
     keeper: &OwnedFd,
     lifeline: Option<OwnedFd>,
-    membership: Option<OwnedFd>,
 ) -> Result<(Daemon, UnixStream), Failure> {
     let name = config.name.clone();
     let (ours, theirs) = descriptor::socket_pair(SocketKind::Stream).map_err(no_descriptors)?;
     let keeper = keeper.try_clone().map_err(|error| no_more(&error))?;
-    let has_lifeline = lifeline.is_some();
-    let keep: Vec<OwnedFd> =
-        [Some(theirs), Some(keeper), lifeline, membership].into_iter().flatten().collect();
+    let keep: Vec<OwnedFd> = [Some(theirs), Some(keeper), lifeline].into_iter().flatten().collect();
     let pid = fork::fork_daemon(keep, move |kept| {
         let mut kept = kept.into_iter();
         let (control, keeper) = (kept.next(), kept.next());
-        let lifeline = if has_lifeline { kept.next() } else { None };
-        daemon::run(config, Inherited { control, lifeline, keeper, membership: kept.next() })
+        daemon::run(config, Inherited { control, keeper, lifeline: kept.next() })
     });
     let pid =
         pid.map_err(|error| Failure::new(format!("node {name} cannot be started: {error}")))?;

@@ -5,7 +5,7 @@
 
 use crate::client::check_hello;
 use crate::control;
-use crate::folders::{self, OwnedFolder, control_socket, link_socket, reason};
+use crate::folders::{self, Folders, OwnedFolder, Session, control_socket, link_socket, reason};
 use crate::host::Host;
 use crate::journal;
 use crate::protocol::{Failure, Hello, Request, Response};
@@ -51,8 +51,6 @@ pub struct Inherited {
     pub lifeline: Option<OwnedFd>,
     /// The sealed copy of the program that keepers run.
     pub keeper: Option<OwnedFd>,
-    /// Keeps the session's folder.
-    pub membership: Option<OwnedFd>,
 }
 
 /// Signals that end a daemon in order.
@@ -66,19 +64,35 @@ pub fn run(config: DaemonConfig, inherited: Inherited) -> i32 {
 }
 
 /// The same for a node whose only way to the others is a byte stream.
-pub(crate) fn run_with(
-    config: DaemonConfig,
-    inherited: Inherited,
-    mut uplink: Option<Uplink>,
-) -> i32 {
-    let Inherited { control, lifeline, keeper, membership } = inherited;
+pub(crate) fn run_with(config: DaemonConfig, inherited: Inherited, uplink: Option<Uplink>) -> i32 {
+    let Inherited { control, lifeline, keeper } = inherited;
     if let Some(keeper) = keeper {
         KeeperProgram::adopt(keeper);
     }
     let control = control.map(UnixStream::from);
-    let session = config.session.clone();
-    let mut control = control;
-    let code = loop {
+    let folders = config.session.as_deref().map(|path| Folders::of_session(path, &config.state));
+    match config.session.as_deref().map(Session::join).transpose() {
+        Ok(session) => {
+            let code = live(&config, control, lifeline.as_ref(), uplink);
+            // By whoever ends last, also when the command was killed.
+            if let (Some(session), Some(folders)) = (session, folders) {
+                session.leave();
+                folders.tidy();
+            }
+            code
+        }
+        Err(failure) => refuse(control, uplink, &failure),
+    }
+}
+
+/// The lives of a daemon, one after the other; returns its exit code.
+fn live(
+    config: &DaemonConfig,
+    mut control: Option<UnixStream>,
+    lifeline: Option<&OwnedFd>,
+    mut uplink: Option<Uplink>,
+) -> i32 {
+    loop {
         match Ready::make(config.clone()) {
             Ok(ready) => {
                 if let Some(uplink) = uplink.take()
@@ -88,27 +102,25 @@ pub(crate) fn run_with(
                     ready.host.stop();
                 }
                 // A new life is like a new start, except that the command that made the first is gone.
-                if !ready.serve(control.take(), lifeline.as_ref()) {
-                    break 0;
+                if !ready.serve(control.take(), lifeline) {
+                    return 0;
                 }
             }
-            Err(failure) => {
-                log::error!("{failure}");
-                if let Some(uplink) = uplink {
-                    uplink.fail(&failure);
-                }
-                if let Some(control) = control {
-                    tell_failure(&control, &failure);
-                }
-                break 1;
-            }
+            Err(failure) => return refuse(control, uplink, &failure),
         }
-    };
-    drop(membership);
-    if let Some(session) = session {
-        folders::leave_session(&session);
     }
-    code
+}
+
+/// Tells whoever started it that it does not come up.
+fn refuse(control: Option<UnixStream>, uplink: Option<Uplink>, failure: &Failure) -> i32 {
+    log::error!("{failure}");
+    if let Some(uplink) = uplink {
+        uplink.fail(failure);
+    }
+    if let Some(control) = control {
+        tell_failure(&control, failure);
+    }
+    1
 }
 
 struct Ready {

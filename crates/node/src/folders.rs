@@ -18,7 +18,6 @@ use crate::protocol::Failure;
 use dvs_sys::filelock;
 use std::fs::{DirBuilder, File, Metadata};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -30,6 +29,8 @@ pub const STATE_VARIABLE: &str = "DVS_STATE_DIR";
 const MAX_SOCKET_PATH: usize = 107;
 /// How often a folder that others remove at the same time is made anew.
 const MAX_TRIES: usize = 100;
+/// Pause while a member removes the folder of a session that another one joins.
+const LEAVING: std::time::Duration = std::time::Duration::from_millis(2);
 /// Most daemons looked at in one folder.
 pub const MAX_NODES: usize = 256;
 
@@ -140,31 +141,20 @@ impl Folders {
         live(&self.sessions()).iter().flat_map(|session| live(&session.join("nodes"))).collect()
     }
 
-    /// Makes the folder of a new session and holds its lock.
-    ///
-    /// # Errors
-    /// When the folder cannot be made.
-    pub fn new_session(&self) -> Result<Session, Failure> {
-        self.prepare()?;
-        let sessions = self.sessions();
-        let _guard = guard(&sessions)?;
-        for attempt in 0..16_u64 {
-            let id = format!("{:08x}", fresh_number(attempt) & 0xffff_ffff);
-            let path = sessions.join(&id);
-            match DirBuilder::new().mode(0o700).create(&path) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
-                Err(error) => return Err(failure("make", &path, &error)),
-            }
-            let lock = take_lock(&path, LockKind::Shared)?
-                .ok_or_else(|| Failure::new(format!("{} is locked by another", path.display())))?;
-            private_folder(&path.join("nodes"))?;
-            return Ok(Session { id, path, lock: Some(lock) });
-        }
-        Err(Failure::new(format!(
-            "no free session name in {}; remove old ones",
-            sessions.display()
-        )))
+    /// The folder of a new session, which does not exist yet: its daemons make it, so that nothing is
+    /// left of a command that is killed before they run.
+    #[must_use]
+    pub fn new_session(&self) -> PathBuf {
+        // Two commands would have to choose the same of 2^48 numbers; then one fails: its names of
+        // nodes are taken.
+        self.sessions().join(format!("{:012x}", fresh_number(0) >> 16))
+    }
+
+    /// The folders that a session's folder lies in.
+    #[must_use]
+    pub fn of_session(session: &Path, state: &Path) -> Self {
+        let run = session.ancestors().nth(2).unwrap_or(Path::new("/"));
+        Folders { run: run.to_owned(), state: state.to_owned() }
     }
 
     /// Removes the folders that hold nothing, so that after the last command nothing is left.
@@ -188,28 +178,32 @@ impl Folders {
     }
 }
 
-/// The folder of one `dvs run` with nothing running.
+/// Membership in one `dvs run` with nothing running: its folder stays while there is a member.
 #[derive(Debug)]
 pub struct Session {
-    /// Its number, hexadecimal.
-    pub id: String,
-    /// Its folder.
-    pub path: PathBuf,
+    path: PathBuf,
     lock: Option<File>,
 }
 
 impl Session {
-    /// A descriptor that keeps the session alive, for a member that is about to be forked.
+    /// Makes the folder of a session, unless another member has, and holds its lock.
     ///
     /// # Errors
-    /// When there are no descriptors left.
-    pub fn membership(&self) -> Result<OwnedFd, Failure> {
-        let lock = self.lock.as_ref().map(File::try_clone);
-        match lock {
-            Some(Ok(lock)) => Ok(lock.into()),
-            Some(Err(error)) => Err(failure("duplicate the lock of", &self.path, &error)),
-            None => Err(Failure::new("the session is over")),
+    /// When the folder cannot be made.
+    pub fn join(path: &Path) -> Result<Session, Failure> {
+        let _guard = guard(path.parent().unwrap_or(Path::new("/")))?;
+        for _ in 0..MAX_TRIES {
+            private_folder(path)?;
+            // A member that leaves as the last one, for the moment, removes the folder with its lock.
+            let Ok(Some(lock)) = take_lock(path, LockKind::Shared) else {
+                std::thread::sleep(LEAVING);
+                continue;
+            };
+            if is_at(&lock, &path.join("lock")) {
+                return Ok(Session { path: path.to_owned(), lock: Some(lock) });
+            }
         }
+        Err(Failure::new(format!("{} cannot be locked; what else uses it?", path.display())))
     }
 
     /// Removes the folder if nobody else of the session is alive: the last one to leave does it.
@@ -219,9 +213,11 @@ impl Session {
     }
 }
 
-/// See [`Session::leave`]; for members that hold the lock by a descriptor they were forked with and
-/// have closed.
+/// See [`Session::leave`]; for the command, which is no member: its daemons may have been killed.
 pub fn leave_session(path: &Path) {
+    if !path.exists() {
+        return;
+    }
     match take_lock(path, LockKind::Exclusive) {
         Ok(Some(_lock)) => remove_tree_logged(path),
         Ok(None) => {}
@@ -413,14 +409,18 @@ fn guard(parent: &Path) -> Result<File, Failure> {
         }
         let Ok(guard) = open_guard(parent) else { continue };
         filelock::shared(&guard).map_err(|error| failure("lock", parent, &error.into()))?;
-        let (ours, there) = (guard.metadata(), std::fs::metadata(parent.join("guard")));
-        if let (Ok(ours), Ok(there)) = (ours, there)
-            && (ours.dev(), ours.ino()) == (there.dev(), there.ino())
-        {
+        if is_at(&guard, &parent.join("guard")) {
             return Ok(guard);
         }
     }
     Err(last)
+}
+
+/// Whether an open file is the one that a path leads to now.
+fn is_at(file: &File, path: &Path) -> bool {
+    let (ours, there) = (file.metadata(), std::fs::metadata(path));
+    matches!((ours, there), (Ok(ours), Ok(there))
+        if (ours.dev(), ours.ino()) == (there.dev(), there.ino()))
 }
 
 /// Removes a folder that holds nothing but its guard.
@@ -531,15 +531,18 @@ mod tests {
     fn a_session_is_removed_by_its_last_member() {
         let root = scratch("session");
         let folders = folders(&root);
-        let session = folders.new_session().unwrap();
-        let path = session.path.clone();
-        let member = take_lock(&path, LockKind::Shared).unwrap().unwrap();
+        folders.prepare().unwrap();
+        let path = folders.new_session();
+        assert!(!path.exists(), "its members make it");
+        let (first, second) = (Session::join(&path).unwrap(), Session::join(&path).unwrap());
         folders.clean_stale();
-        session.leave();
+        first.leave();
         assert!(path.exists(), "a member is alive");
-        drop(member);
         leave_session(&path);
+        assert!(path.exists(), "also for the command");
+        second.leave();
         assert!(!path.exists());
+        assert_eq!(Folders::of_session(&path, &folders.state), folders);
         folders.tidy();
         assert!(!folders.run.exists(), "nothing is left");
         remove_tree(&root).unwrap();
@@ -549,16 +552,20 @@ mod tests {
     fn sessions_come_and_go_at_the_same_time() {
         let root = scratch("racing");
         let folders = folders(&root);
+        folders.prepare().unwrap();
+        let shared = folders.new_session();
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..50 {
-                        folders.new_session().unwrap().leave();
+                        Session::join(&folders.new_session()).unwrap().leave();
+                        Session::join(&shared).unwrap().leave();
                         folders.tidy();
                     }
                 });
             }
         });
+        leave_session(&shared);
         folders.tidy();
         assert!(!folders.run.exists());
         remove_tree(&root).unwrap();

@@ -141,21 +141,21 @@ fn let_go_of_standard() -> io::Result<()> {
 
 fn prepare(folders: &Folders, begin: &Begin) -> Result<(DaemonConfig, Inherited), Failure> {
     crate::names::check("node", &begin.name)?;
-    let session = folders.new_session()?;
+    folders.prepare()?;
+    let session = folders.new_session();
     let keeper = KeeperProgram::copy()
         .map_err(|error| Failure::new(format!("copying the own program: {}", reason(&error))))?;
     let config = DaemonConfig {
-        folder: session.path.join("nodes").join(&begin.name),
+        folder: session.join("nodes").join(&begin.name),
         state: folders.state.clone(),
         name: begin.name.clone(),
         id: begin.id,
         cluster: begin.cluster,
         member: false,
-        session: Some(session.path.clone()),
+        session: Some(session),
         clock_offset: 0,
     };
-    let membership = Some(session.membership()?);
-    let inherited = Inherited { keeper: Some(keeper), membership, ..Inherited::default() };
+    let inherited = Inherited { keeper: Some(keeper), ..Inherited::default() };
     Ok((config, inherited))
 }
 
