@@ -228,3 +228,76 @@ fn an_end_is_quick() {
     assert!(start.elapsed() < Duration::from_secs(10));
     world.nothing_left();
 }
+
+#[test]
+fn a_command_that_is_killed_while_its_container_is_made_leaves_nothing() {
+    needs_containers!();
+    let world = World::new();
+    for nodes in ["1", "3"] {
+        for pause in [0, 5, 15, 30, 45, 60, 90] {
+            let mut command = world.dvs(&["run", "--nodes", nodes, "--", "sleep", "1000"]);
+            let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            std::thread::sleep(Duration::from_millis(pause));
+            kill(child.id().try_into().unwrap());
+            assert_eq!(wait(child).code, 137);
+            world.nothing_left();
+        }
+    }
+}
+
+/// The children of a process by their names.
+fn children(pid: i32, name: &str) -> Vec<i32> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = tasks.map(|task| std::fs::read_to_string(task.path().join("children")));
+    let all: Vec<i32> = lists
+        .flat_map(|list| {
+            let list = list.unwrap_or_default();
+            list.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<i32>>()
+        })
+        .collect();
+    let named = |pid: &i32| {
+        std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name)
+    };
+    all.into_iter().filter(named).collect()
+}
+
+#[test]
+fn a_prepared_container_that_is_killed_is_made_anew() {
+    needs_containers!();
+    let world = World::new();
+    world.output(&["node", "start"]).good();
+    let daemon = daemon(&world, "n1");
+    for _ in 0..3 {
+        let prepared = || children(daemon, "dvs-keeper");
+        eventually("a container is prepared", || prepared().len() == 1);
+        prepared().into_iter().for_each(kill);
+        world.run(&["--", "true"]).good();
+        world.run(&["--", "true"]).good();
+    }
+    world.output(&["node", "stop", "--all"]).good();
+    world.nothing_left();
+}
+
+#[test]
+fn a_node_keeps_nothing_of_containers_that_ended() {
+    needs_containers!();
+    let world = World::new();
+    world.output(&["node", "start"]).good();
+    let daemon = daemon(&world, "n1");
+    let count = |what: &str| std::fs::read_dir(format!("/proc/{daemon}/{what}")).unwrap().count();
+    let held = || (count("task"), count("fd"));
+    for _ in 0..3 {
+        world.run(&["--", "true"]).good();
+    }
+    let before = held();
+    for _ in 0..12 {
+        world.run(&["--", "true"]).good();
+    }
+    // Each of them has more than one thread and a dozen descriptors; the next one may be being prepared.
+    eventually("threads and descriptors of ended containers are gone", || {
+        let now = held();
+        now.0 < before.0 + 6 && now.1 < before.1 + 60
+    });
+    world.output(&["node", "stop", "--all"]).good();
+    world.nothing_left();
+}

@@ -5,7 +5,7 @@ use crate::daemon::DaemonConfig;
 use crate::dc::home::{Home, Notify, Plan};
 use crate::dc::member;
 use crate::dc::messages::{Answer, Call, Description, decode, encode};
-use crate::dc::part::Part;
+use crate::dc::part::{self, Part};
 use crate::folders::{OwnedFolder, fresh_number, link_socket};
 use crate::hosts;
 use crate::machine::Machine;
@@ -16,7 +16,8 @@ use crate::protocol::{
     ContainerInfo, ContainerOptions, Ended, Failure, NodeInfo, Peer, ProcessInfo, ProgramOptions,
 };
 use crate::uplink::{self, Streams};
-use dvs_dvk::{DcId, Endpoint, Lane, Message, Node, NodeConfig, NodeEvent, NodeId};
+use crate::warm::Warm;
+use dvs_dvk::{Address, Dc, DcId, Endpoint, Lane, Message, Node, NodeConfig, NodeEvent, NodeId};
 use dvs_sys::clock;
 use dvs_sys::poll::EventFd;
 use std::collections::BTreeMap;
@@ -24,7 +25,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long connecting to another daemon may take.
 const LINK_PATIENCE: Duration = Duration::from_secs(10);
@@ -32,8 +33,11 @@ const LINK_PATIENCE: Duration = Duration::from_secs(10);
 const HEARTBEAT: Duration = Duration::from_secs(4);
 /// A daemon that was silent for so long is given up.
 const SILENCE: Duration = Duration::from_secs(15);
-/// How long an ending daemon waits for containers that are being made.
-const END_PATIENCE: Duration = Duration::from_secs(10);
+/// How long an ending daemon waits for containers that are being made. Building takes no longer.
+const END_PATIENCE: Duration = Duration::from_secs(25);
+/// How long a linked daemon may take to make its endpoint known; then it is looked whether it is
+/// still linked.
+const RESOLVE_STEP: Duration = Duration::from_millis(100);
 /// Most containers with their home on one node.
 pub(crate) const MAX_CONTAINERS: usize = 1000;
 /// Name of a daemon's endpoint.
@@ -55,8 +59,8 @@ pub(crate) trait Program: Send + Sync {
 
 /// A container whose home this is.
 enum Slot {
-    /// Being made: the name is taken.
-    Reserved,
+    /// Being made, with this number: the name is taken.
+    Reserved(u64),
     /// Running.
     Running(Arc<Home>),
 }
@@ -91,6 +95,8 @@ pub(crate) struct Host {
     streams: Streams,
     /// Its life was given up by others: it is to begin a new one.
     renewing: AtomicBool,
+    /// A container that is prepared; a daemon that lives for one command has none.
+    warm: Option<Arc<Warm>>,
 }
 
 impl Host {
@@ -112,8 +118,13 @@ impl Host {
         let endpoint = own.bind(ENDPOINT).map_err(|error| failed(&error))?;
         let store = config.member.then(|| Store::below(&config.state));
         let membership = store.map(|store| Membership::open(store, &dvk)).transpose()?;
+        let warm = config.session.is_none().then(|| Warm::new(Box::new(part::prepare)));
+        if let Some(warm) = &warm {
+            warm.fill();
+        }
         let host = Arc::new(Host {
             stop,
+            warm,
             machine: Machine::look(),
             started: u64::try_from(clock::real() / 1_000_000_000).unwrap_or(0),
             dvk,
@@ -207,6 +218,18 @@ impl Host {
         self.machine.millicpus
     }
 
+    /// Its prepared container.
+    pub(crate) fn warm(&self) -> Option<&Arc<Warm>> {
+        self.warm.as_ref()
+    }
+
+    /// Prepares the next container, if this daemon does.
+    fn fill_warm(&self) {
+        if let Some(warm) = &self.warm {
+            warm.fill();
+        }
+    }
+
     /// What its clocks are ahead of the host's, nanoseconds.
     pub(crate) fn own_clock_offset(&self) -> i64 {
         self.config.clock_offset.saturating_mul(1_000_000_000)
@@ -232,10 +255,29 @@ impl Host {
         }
         // Those that are being made end themselves as soon as they see it.
         let made = |homes: &mut BTreeMap<String, Slot>| {
-            homes.values().any(|slot| matches!(slot, Slot::Reserved))
+            homes.values().any(|slot| matches!(slot, Slot::Reserved(_)))
         };
         let waited = self.homes_changed.wait_timeout_while(lock(&self.homes), END_PATIENCE, made);
-        drop(waited);
+        let (reserved, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        // With this process what they consist of ends; their files would stay.
+        let stuck: Vec<u64> = reserved
+            .values()
+            .filter_map(|slot| match slot {
+                Slot::Reserved(id) => Some(*id),
+                Slot::Running(_) => None,
+            })
+            .collect();
+        drop(reserved);
+        for id in stuck {
+            let path = self.container_folder(id);
+            log::error!("a container is still being made; removing {}", path.display());
+            if let Err(error) = crate::folders::remove_tree(&path) {
+                log::warn!("cannot remove {}: {error}", path.display());
+            }
+        }
+        if let Some(warm) = &self.warm {
+            warm.end();
+        }
         let homes: Vec<Arc<Home>> = self.running();
         let parts: Vec<Arc<Part>> = lock(&self.parts)
             .values()
@@ -259,7 +301,7 @@ impl Host {
         let homes = lock(&self.homes);
         let running = homes.values().filter_map(|slot| match slot {
             Slot::Running(home) => Some(Arc::clone(home)),
-            Slot::Reserved => None,
+            Slot::Reserved(_) => None,
         });
         running.collect()
     }
@@ -341,13 +383,16 @@ impl Host {
         lock(&self.homes).insert(name.clone(), Slot::Running(Arc::clone(&home)));
         self.homes_changed.notify_all();
         match home.start(&program, descriptors, true) {
-            Ok((running, terminal)) => Ok(Started {
-                container: name,
-                pid: running.pid(),
-                warnings: home.warnings(),
-                terminal,
-                program: running,
-            }),
+            Ok((running, terminal)) => {
+                self.fill_warm();
+                Ok(Started {
+                    container: name,
+                    pid: running.pid(),
+                    warnings: home.warnings(),
+                    terminal,
+                    program: running,
+                })
+            }
             Err(failure) => {
                 home.end();
                 self.forget(&name);
@@ -365,7 +410,7 @@ impl Host {
         id: u64,
         notify: Notify,
     ) -> Result<Arc<Home>, Failure> {
-        let path = self.config.state.join(format!("dc-{id:x}"));
+        let path = self.container_folder(id);
         let folder = OwnedFolder::make(&path)?
             .ok_or_else(|| Failure::new(format!("{} is in use", path.display())))?;
         let words = program.arguments.iter().map(|word| String::from_utf8_lossy(&word.0));
@@ -391,6 +436,10 @@ impl Host {
             }
         }
         made
+    }
+
+    fn container_folder(&self, id: u64) -> std::path::PathBuf {
+        self.config.state.join(format!("dc-{id:x}"))
     }
 
     /// This node and as many others as asked for; none asked for: all.
@@ -444,7 +493,7 @@ impl Host {
                     .ok_or_else(|| Failure::new("no free container name; give one with --name"))?
             }
         };
-        homes.insert(name.clone(), Slot::Reserved);
+        homes.insert(name.clone(), Slot::Reserved(id));
         Ok((name, id))
     }
 
@@ -461,7 +510,7 @@ impl Host {
     fn home(&self, name: &str) -> Result<Arc<Home>, Failure> {
         match lock(&self.homes).get(name) {
             Some(Slot::Running(home)) => Ok(Arc::clone(home)),
-            Some(Slot::Reserved) => {
+            Some(Slot::Reserved(_)) => {
                 Err(Failure::new(format!("container {name} is being made; try again in a moment")))
             }
             None => Err(Failure::new(format!(
@@ -540,6 +589,22 @@ impl Host {
         }
     }
 
+    /// Address of a daemon's endpoint. One that is not linked (any more) is not waited for: it will
+    /// not come back in this life.
+    fn resolve_daemon(&self, dc: &Dc, node: u16, patience: Duration) -> Result<Address, String> {
+        let until = Instant::now() + patience;
+        loop {
+            if !self.dvk.peers().iter().any(|(peer, _)| peer.0 == node) {
+                return Err("it is gone".into());
+            }
+            match dc.resolve(ENDPOINT, RESOLVE_STEP.min(patience)) {
+                Ok(address) => return Ok(address),
+                Err(error) if Instant::now() >= until => return Err(error.to_string()),
+                Err(error) => log::debug!("node {node} is asked again: {error}"),
+            }
+        }
+    }
+
     /// Asks daemons of other nodes, all at once.
     pub(crate) fn ask_all(
         &self,
@@ -552,7 +617,7 @@ impl Host {
             // The address of the well-known endpoint: names of a node's own container are kept by it.
             let dc = self.dvk.dc(DcId(u64::from(node)), NodeId(node));
             let sender = sender.clone();
-            match dc.resolve(ENDPOINT, patience) {
+            match self.resolve_daemon(&dc, node, patience) {
                 Ok(address) => {
                     let endpoint = dc.endpoint();
                     let Ok(endpoint) = endpoint else {
@@ -576,7 +641,7 @@ impl Host {
                     );
                 }
                 Err(error) => {
-                    let _ = sender.send((node, Err(error.to_string())));
+                    let _ = sender.send((node, Err(error)));
                 }
             }
         }
@@ -658,6 +723,7 @@ impl Host {
         let cancelled = matches!(parts.get(&id), Some(PartSlot::Cancelled) | None);
         match built {
             Ok(part) if !cancelled => {
+                self.fill_warm();
                 let part = Arc::new(part);
                 parts.insert(id, PartSlot::Ready(Arc::clone(&part)));
                 Answer::Joined { addresses: part.addresses, warnings: part.warnings.clone() }

@@ -21,4 +21,5 @@ pub mod membership;
 pub mod names;
 pub mod protocol;
 pub mod uplink;
+mod warm;
 pub mod wire;

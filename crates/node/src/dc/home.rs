@@ -159,8 +159,14 @@ impl Home {
         let part = Client::connect(files.local(), client_id, ClientOptions::default())
             .map_err(|error| failed(&error))
             .and_then(|client| {
-                let deliver = Arc::clone(&client);
-                clients.local(client_id, Box::new(move |notice| deliver.deliver(notice)));
+                // Weak: the client holds the server, which holds its clients.
+                let deliver = Arc::downgrade(&client);
+                let deliver = move |notice| {
+                    if let Some(client) = deliver.upgrade() {
+                        client.deliver(notice);
+                    }
+                };
+                clients.local(client_id, Box::new(deliver));
                 let incarnation = host.dvk().incarnation();
                 let way = Way::Here(Arc::clone(&manager));
                 Part::build(Site {
@@ -170,6 +176,7 @@ impl Home {
                     client,
                     manager: Arc::new(ManagerClient::new(node, incarnation, way)),
                     millicpus: host.millicpus(),
+                    warm: host.warm().cloned(),
                     own_clock_offset: host.own_clock_offset(),
                     arrived,
                 })

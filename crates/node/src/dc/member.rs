@@ -67,6 +67,7 @@ fn build(
         client,
         manager: Arc::new(ManagerClient::new(node, incarnation, way)),
         millicpus: host.millicpus(),
+        warm: host.warm().cloned(),
         own_clock_offset: host.own_clock_offset(),
         arrived,
     })

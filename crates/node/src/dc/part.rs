@@ -17,10 +17,11 @@ use super::manager::{Listener as NoticeListener, ManagerClient};
 use super::messages::{Description, PartAddresses, PartStatistics};
 use super::network::{NetPart, network_of};
 use crate::protocol::{Failure, ProcessInfo};
+use crate::warm::Warm;
 use dvs_carry::{Carrier, CarrierConfig, CarryMessage, IdMap, IdRange};
 use dvs_container::{
     ClockOffsets, Container, ContainerEvent, ContainerSpec, IdMapping, KeeperProgram, Limits,
-    Network, RootSpec,
+    Network, Prepared, RootSpec, StartError,
 };
 use dvs_dvk::{Dc, Endpoint, Message, MessageKind};
 use dvs_fs_client::{Client, Mount, MountHandle, MountOptions};
@@ -58,6 +59,8 @@ pub(crate) struct Site {
     pub(crate) manager: Arc<ManagerClient>,
     /// CPUs of this node, thousandths.
     pub(crate) millicpus: u32,
+    /// The prepared container of this node.
+    pub(crate) warm: Option<Arc<Warm>>,
     /// What this daemon's own clocks are ahead of the host's, nanoseconds.
     pub(crate) own_clock_offset: i64,
     /// `CLOCK_MONOTONIC` and `CLOCK_BOOTTIME` here when the description arrived.
@@ -101,9 +104,20 @@ impl Part {
             dc.bind(&format!("{service}@{node}")).map_err(|error| failed("its endpoints", &error))
         };
         let (linux, carry, member) = (bind("linux")?, bind("carry")?, bind("member")?);
-        let exec_cookie = exec_cookie();
-        let spec = container_spec(&site, block.first, exec_cookie);
-        let program = KeeperProgram::own().map_err(|error| failed("its keeper", &error))?;
+        let wanted = |base: &ContainerSpec| container_spec(&site, block.first, base.clone());
+        let (prepared, spec) =
+            match site.warm.as_ref().and_then(|warm| warm.take(block.first, wanted)) {
+                Some(found) => found,
+                None => {
+                    let range = u32::try_from(description.id % ID_RANGES).unwrap_or(0);
+                    let spec = wanted(&base_spec(range, description.single));
+                    let program =
+                        KeeperProgram::own().map_err(|error| failed("its keeper", &error))?;
+                    let prepared = Prepared::new(&spec, &program);
+                    (prepared.map_err(|error| failed("building it", &error))?, spec)
+                }
+            };
+        let exec_cookie = spec.exec_cookie;
         let hooks = Arc::new(TreeHooks::default());
         let late: Arc<OnceLock<Weak<Personality>>> = Arc::default();
         let mut mounted = None;
@@ -111,9 +125,8 @@ impl Part {
         let events = Arc::clone(&late);
         let late_meter: Arc<OnceLock<Arc<LoadMeter>>> = Arc::default();
         let kicked = Arc::clone(&late_meter);
-        let mut container = Container::start(
+        let finished = prepared.finish(
             &spec,
-            &program,
             |fd| {
                 let options = MountOptions::default();
                 mounted = Some(Mount::serve(fd, mount_client, mount_hooks, options));
@@ -130,8 +143,8 @@ impl Part {
                     ContainerEvent::Gone => personality.container_gone(),
                 }
             }),
-        )
-        .map_err(|error| failed("building it", &error))?;
+        );
+        let mut container = finished.map_err(|error| failed("building it", &error))?;
         let mount = match mounted {
             Some(Ok(mount)) => mount,
             Some(Err(error)) => return Err(failed("its file tree", &error)),
@@ -396,17 +409,35 @@ fn exec_cookie() -> u32 {
     u32::try_from(crate::folders::fresh_number(7) >> 33).unwrap_or(1) | 1
 }
 
-fn container_spec(site: &Site, first_pid: u32, exec_cookie: u32) -> ContainerSpec {
-    let description = &site.description;
-    let name = format!("dvs-{:x}-{}", description.id, site.node);
-    let mut spec = ContainerSpec::new(&name, RootSpec::Fuse { max_read: None });
+/// What all containers of this node begin from, with one of the ranges of ids; `single`: the one id
+/// of an ordinary user's container.
+fn base_spec(range: u32, single: (u32, u32)) -> ContainerSpec {
+    let spec = ContainerSpec::new("dvs", RootSpec::Fuse { max_read: None });
     let (uid, gid) = process::effective_ids();
-    spec = if uid == 0 {
-        let range = u32::try_from(description.id % ID_RANGES).unwrap_or(0);
+    let mut spec = if uid == 0 {
         spec.with_id_range(FIRST_ID + range * IDS)
     } else {
-        spec.with_single_id(description.single, (uid, gid))
+        spec.with_single_id(single, (uid, gid))
     };
+    spec.traps = dvs_linux::traps::numbers();
+    spec.exec_cookie = exec_cookie();
+    spec
+}
+
+/// Prepares a container before anybody asks for it: without limits, with a network of its own, for
+/// the user that is root inside.
+pub(crate) fn prepare(first_pid: Option<u32>) -> Result<Prepared, StartError> {
+    let range = u32::try_from(crate::folders::fresh_number(3) % ID_RANGES).unwrap_or(0);
+    // The first block of a container is its home's.
+    let first_pid = first_pid.or(Some(dvs_pm::blocks::BLOCK));
+    let spec = ContainerSpec { first_pid, ..base_spec(range, (0, 0)) };
+    Prepared::new(&spec, &KeeperProgram::own().map_err(StartError::Keeper)?)
+}
+
+fn container_spec(site: &Site, first_pid: u32, base: ContainerSpec) -> ContainerSpec {
+    let description = &site.description;
+    let mut spec = base;
+    spec.name = format!("dvs-{:x}-{}", description.id, site.node);
     spec.hostname.clone_from(&description.hostname);
     spec.network = network_of(description.network, site.node, &description.members);
     spec.limits = Limits {
@@ -426,8 +457,6 @@ fn container_spec(site: &Site, first_pid: u32, exec_cookie: u32) -> ContainerSpe
         boot: offset(description.clocks.1, boot, site.arrived.1),
     };
     spec.first_pid = Some(first_pid);
-    spec.traps = dvs_linux::traps::numbers();
-    spec.exec_cookie = exec_cookie;
     spec
 }
 
