@@ -3,7 +3,7 @@
 use crate::descriptor::own;
 use crate::error::{Result, SysError, check};
 use std::io::Write;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 /// A range of ids that a user namespace maps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,7 +87,11 @@ pub fn write_time_offsets(monotonic: i64, boot: i64) -> Result<()> {
 /// The file through which [`write_time_offsets`] acts, to be opened while the process is dumpable
 /// (afterwards its files in `/proc` belong to root) and written later.
 #[derive(Debug)]
-pub struct TimeOffsets(std::fs::File);
+pub struct TimeOffsets {
+    offsets: std::fs::File,
+    /// `/proc/self/ns`, by path only: found also when `/proc` is not there any more.
+    namespaces: OwnedFd,
+}
 
 /// Opens it for the calling process.
 ///
@@ -95,10 +99,13 @@ pub struct TimeOffsets(std::fs::File);
 /// What opening it says; `ENOENT` without time namespaces.
 pub fn open_time_offsets() -> Result<TimeOffsets> {
     let file = std::fs::OpenOptions::new().write(true).open("/proc/self/timens_offsets");
-    let opened = file.map_err(|error| {
+    let offsets = file.map_err(|error| {
         SysError::new("open(timens_offsets)", error.raw_os_error().unwrap_or(libc::EIO))
     })?;
-    Ok(TimeOffsets(opened))
+    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
+    // SAFETY: the path is NUL-terminated and static.
+    let folder = unsafe { libc::open(c"/proc/self/ns".as_ptr(), flags) };
+    Ok(TimeOffsets { offsets, namespaces: own(check("open(/proc/self/ns)", i64::from(folder))?) })
 }
 
 impl TimeOffsets {
@@ -108,10 +115,25 @@ impl TimeOffsets {
     /// As it.
     pub fn write(&self, monotonic: i64, boot: i64) -> Result<()> {
         let text = offsets_text(monotonic, boot);
-        // One write: a second one would start a new line in the middle.
-        (&self.0).write_all(text.as_bytes()).map_err(|error| {
+        (&self.offsets).write_all(text.as_bytes()).map_err(|error| {
             SysError::new("write(timens_offsets)", error.raw_os_error().unwrap_or(libc::EIO))
         })
+    }
+
+    /// As [`enter_own_time_namespace`].
+    ///
+    /// # Errors
+    /// As it.
+    pub fn enter(&self) -> Result<()> {
+        let flags = libc::O_RDONLY | libc::O_CLOEXEC;
+        // SAFETY: the descriptor is open for the length of the call, the name NUL-terminated and static.
+        let file = unsafe {
+            libc::openat(self.namespaces.as_raw_fd(), c"time_for_children".as_ptr(), flags)
+        };
+        let file = own(check("open(time_for_children)", i64::from(file))?);
+        // SAFETY: integers only.
+        check("setns", i64::from(unsafe { libc::setns(file.as_raw_fd(), CLONE_NEWTIME) }))?;
+        Ok(())
     }
 }
 

@@ -185,9 +185,9 @@ impl Context<'_> {
         let Ok((wanted, _)) = frame::receive::<Finish>(requests.as_fd()) else { return 1 };
         let finished = prepared.finish(self.alone, &wanted).and_then(|warnings| {
             frame::send(requests.as_fd(), &Finished::Done(warnings), &[]).step("report")?;
-            // The host's tree goes before any program can be started, and while the daemon does its
-            // own part: the kernel waits for all processors here.
-            root::drop_host()?;
+            // The stage goes before any program can be started, and while the daemon does its own
+            // part: the kernel waits for all processors here.
+            root::drop_stage()?;
             let socket = requests.try_clone().step("take the socket")?;
             prepared.launcher(self.alone, socket)
         });
@@ -262,6 +262,7 @@ impl Context<'_> {
             .custom_flags(libc::O_PATH)
             .open("dev/pts/ptmx")
             .step("open the multiplexer of terminals")?;
+        root::leave_host()?;
 
         let mut groups = process::groups().step("read the groups")?;
         groups.sort_unstable();

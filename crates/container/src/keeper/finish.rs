@@ -28,14 +28,13 @@ pub(super) struct Unfinished {
 }
 
 impl Unfinished {
-    /// Makes it a container, up to [`root::drop_host`]; warnings.
+    /// Makes it a container, up to [`root::drop_stage`]; warnings.
     pub(super) fn finish(
         &self,
         alone: SingleThreaded,
         wanted: &Finish,
     ) -> Result<Vec<String>, BuildError> {
         let mut warnings = Vec::new();
-        // Before the root changes: the container's /proc does not show this process.
         if let Err(error) = self.set_clocks(wanted) {
             warnings.push(format!("the container has the clocks of the host: {error}"));
         }
@@ -60,14 +59,12 @@ impl Unfinished {
     /// A time namespace for all programs of the container and for this process. Pid 1 was there
     /// before; it looks at no clock.
     fn set_clocks(&self, wanted: &Finish) -> Result<(), SysError> {
+        let own = self.clocks.as_ref().map_err(|error| *error)?;
         namespace::unshare(namespace::CLONE_NEWTIME)?;
         let clocks = wanted.clocks;
         if clocks.monotonic != 0 || clocks.boot != 0 {
-            match &self.clocks {
-                Ok(file) => file.write(clocks.monotonic, clocks.boot)?,
-                Err(error) => return Err(*error),
-            }
+            own.write(clocks.monotonic, clocks.boot)?;
         }
-        namespace::enter_own_time_namespace()
+        own.enter()
     }
 }

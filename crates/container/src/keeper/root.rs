@@ -2,7 +2,8 @@
 //!
 //! It is put together on a *stage*, a small tmpfs that is the working directory of the launcher while
 //! it prepares: `root` is the root file system, which nobody looks into yet, and beside it stand
-//! `proc`, `dev` and `sys`, which pid 1 mounts. At the start they only have to be moved.
+//! `proc`, `dev` and `sys`, which pid 1 mounts. Then the stage takes the place of the host's tree, and
+//! at the start everything only has to be moved into the root.
 
 use super::{BuildError, Step};
 use crate::spec::{ContainerSpec, Network, RootSpec};
@@ -112,8 +113,16 @@ pub(super) fn furnish(spec: &ContainerSpec) -> Result<(File, Vec<String>), Build
     Ok((last_pid, warnings))
 }
 
+/// Makes the stage, which is the working directory, the root of everybody in the mount namespace, and
+/// drops the host's tree: a container that waits must not keep file systems in use that the host
+/// unmounts.
+pub(super) fn leave_host() -> Result<(), BuildError> {
+    mount::pivot_root_here().step("make the stage the root")?;
+    mount::drop_old_root().step("drop the host's tree")
+}
+
 /// Moves everything from the stage into the root and makes it the root of all processes of the
-/// container; [`drop_host`] must follow. `from_tree`: `/dev/shm` is the root's own. (A bound folder
+/// container; [`drop_stage`] must follow. `from_tree`: `/dev/shm` is the root's own. (A bound folder
 /// may be the host's, with its `/dev/shm`.)
 pub(super) fn assemble(from_tree: bool) -> Result<(), BuildError> {
     // The first look into the file system.
@@ -134,9 +143,9 @@ pub(super) fn assemble(from_tree: bool) -> Result<(), BuildError> {
     mount::pivot_root_here().step("make it the root")
 }
 
-/// Drops the host's tree, with the stage, after [`assemble`].
-pub(super) fn drop_host() -> Result<(), BuildError> {
-    mount::drop_old_root().step("drop the host's tree")?;
+/// Drops the stage, after [`assemble`].
+pub(super) fn drop_stage() -> Result<(), BuildError> {
+    mount::drop_old_root().step("drop the stage")?;
     std::env::set_current_dir("/").step("enter the root")
 }
 
