@@ -219,7 +219,7 @@ fn start(target: &Target, begin: &Begin, program: &[u8], hash: &str) -> Result<U
 fn line(hash: &str, size: usize) -> String {
     let machine = std::env::consts::ARCH;
     let script = format!(
-        r#"umask 077; m=$(uname -sm); if [ "$m" != "Linux {machine}" ]; then echo "{MARK}other $m"; exit 3; fi; d="${{XDG_CACHE_HOME:-$HOME/.cache}}/dvs"; b="$d/dvs-{hash}"; if [ -x "$b" ]; then echo "{MARK}have"; else mkdir -p "$d" && t="$b.$$" && : >"$t" || {{ echo "{MARK}full cannot write to $d"; exit 3; }}; echo "{MARK}need"; head -c {size} >"$t"; s=$(sha256sum "$t" 2>/dev/null | cut -c1-64); if [ "$(wc -c <"$t")" -ne {size} ] || [ "${{s:-{hash}}}" != {hash} ]; then rm -f "$t"; echo "{MARK}full the copy in $d is not whole; is the disk full?"; exit 3; fi; chmod 700 "$t" && mv -f "$t" "$b" || {{ echo "{MARK}full cannot write to $d"; exit 3; }}; echo "{MARK}have"; fi; exec "$b" internal host"#
+        r#"umask 077; m=$(uname -sm); if [ "$m" != "Linux {machine}" ]; then echo "{MARK}other $m"; exit 3; fi; d="${{XDG_CACHE_HOME:-$HOME/.cache}}/dvs"; b="$d/dvs-{hash}"; if [ -x "$b" ]; then echo "{MARK}have"; else t="$b.$$"; e=$(mkdir -p "$d" 2>&1) && (: >"$t") 2>/dev/null || {{ echo "{MARK}full cannot write to $d: $e"; exit 3; }}; echo "{MARK}need"; head -c {size} >"$t"; s=$(sha256sum "$t" 2>/dev/null | cut -c1-64); if [ "$(wc -c <"$t")" -ne {size} ] || [ "${{s:-{hash}}}" != {hash} ]; then rm -f "$t"; echo "{MARK}full the copy in $d is not whole; is the disk full?"; exit 3; fi; chmod 700 "$t" && mv -f "$t" "$b" || {{ echo "{MARK}full cannot write to $d"; exit 3; }}; echo "{MARK}have"; fi; exec "$b" internal host"#
     );
     format!("exec sh -c '{script}'")
 }
