@@ -56,6 +56,7 @@ pub enum ContainerEvent {
     Gone,
 }
 
+type RequestReply = Box<dyn FnOnce(Result<Answered, i32>) + Send>;
 type LaunchReply = Box<dyn FnOnce(Result<Launched, LaunchError>) + Send>;
 /// Callback for events; called by the reader thread, which must not be blocked for long.
 pub type EventSink = Box<dyn FnMut(ContainerEvent) + Send>;
@@ -89,7 +90,7 @@ enum Answered {
 #[derive(Default)]
 struct Waiting {
     launches: HashMap<LaunchId, LaunchReply>,
-    requests: HashMap<u64, mpsc::SyncSender<Result<Answered, i32>>>,
+    requests: HashMap<u64, RequestReply>,
     closed: bool,
 }
 
@@ -208,6 +209,24 @@ impl Launcher {
         self.ask(|request| LauncherRequest::Signal { request, target, signal, sender }).map(|_| ())
     }
 
+    /// The same without waiting; `done` is called once, by the reader thread or (when nothing can be
+    /// sent) by this one. Signals and orders of one thread are carried out in their order.
+    pub fn signal_then(
+        &self,
+        target: i32,
+        signal: i32,
+        sender: Option<SignalSender>,
+        done: impl FnOnce(Result<(), i32>) + Send + 'static,
+    ) {
+        let build = |request| LauncherRequest::Signal { request, target, signal, sender };
+        self.ask_then(build, Box::new(|result| done(result.map(|_| ()))));
+    }
+
+    /// Has a running program stop or go on without a report, see [`LauncherRequest::Order`].
+    pub fn order(&self, id: LaunchId, number: u32, signal: i32, sender: SignalSender) {
+        let _ = self.shared.send(&LauncherRequest::Order { id, number, signal, sender }, &[]);
+    }
+
     /// Chooses the number that the next process of the container gets if it is free, and those after
     /// it; returns the number before it.
     ///
@@ -247,21 +266,37 @@ impl Launcher {
     }
 
     fn ask(&self, build: impl FnOnce(u64) -> LauncherRequest) -> Result<Answered, i32> {
-        let number = self.shared.next.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = mpsc::sync_channel(1);
+        let number = self.ask_then(
+            build,
+            Box::new(move |result| {
+                // The receiver is gone only after a timeout.
+                let _ = sender.send(result);
+            }),
+        );
+        let result = receiver.recv_timeout(REQUEST_TIMEOUT).unwrap_or(Err(libc::ETIMEDOUT));
+        self.shared.waiting.lock().unwrap().requests.remove(&number);
+        result
+    }
+
+    fn ask_then(&self, build: impl FnOnce(u64) -> LauncherRequest, reply: RequestReply) -> u64 {
+        let number = self.shared.next.fetch_add(1, Ordering::Relaxed);
         {
             let mut waiting = self.shared.waiting.lock().unwrap();
             if waiting.closed {
-                return Err(libc::ESHUTDOWN);
+                drop(waiting);
+                reply(Err(libc::ESHUTDOWN));
+                return number;
             }
-            waiting.requests.insert(number, sender);
+            waiting.requests.insert(number, reply);
         }
-        let result = match self.shared.send(&build(number), &[]) {
-            Ok(()) => receiver.recv_timeout(REQUEST_TIMEOUT).unwrap_or(Err(libc::ETIMEDOUT)),
-            Err(errno) => Err(errno),
-        };
-        self.shared.waiting.lock().unwrap().requests.remove(&number);
-        result
+        if let Err(errno) = self.shared.send(&build(number), &[]) {
+            let reply = self.shared.waiting.lock().unwrap().requests.remove(&number);
+            if let Some(reply) = reply {
+                reply(Err(errno));
+            }
+        }
+        number
     }
 
     /// Closes the connection; the reader thread ends.
@@ -311,8 +346,8 @@ impl Shared {
         for reply in launches.into_values() {
             reply(Err(LaunchError::new(libc::ESHUTDOWN)));
         }
-        for sender in requests.into_values() {
-            let _ = sender.send(Err(libc::ESHUTDOWN));
+        for reply in requests.into_values() {
+            reply(Err(libc::ESHUTDOWN));
         }
         events(ContainerEvent::Gone);
     }
@@ -326,9 +361,9 @@ impl Shared {
             }
         };
         let request_done = |request: u64, result| {
-            let sender = self.waiting.lock().unwrap().requests.remove(&request);
-            if let Some(sender) = sender {
-                let _ = sender.send(result);
+            let reply = self.waiting.lock().unwrap().requests.remove(&request);
+            if let Some(reply) = reply {
+                reply(result);
             }
         };
         match event {

@@ -206,6 +206,19 @@ pub enum LauncherRequest {
         /// `O_*` flags; [`OPEN_FLAGS`] are required, so that nothing is waited for.
         flags: i32,
     },
+    /// Have a running program stop or go on because another process, which stands for it, has done so.
+    /// Neither is reported; what the program does by itself is reported with the number of the last
+    /// order before it, so that the two can be told apart however they cross. No answer.
+    Order {
+        /// Which.
+        id: LaunchId,
+        /// Number of the order, rising.
+        number: u32,
+        /// `SIGSTOP`, or a signal to send from inside the container: `SIGCONT` to go on.
+        signal: i32,
+        /// Sender to show; none for `SIGSTOP`.
+        sender: SignalSender,
+    },
     /// Choose or read from where the container's pids are taken. Answer: `Pids`.
     AimPids {
         /// The daemon's number for this request.
@@ -260,17 +273,21 @@ pub enum LauncherEvent {
         /// Largest resident size in KiB.
         max_resident: u64,
     },
-    /// It was stopped by a signal.
+    /// It was stopped by a signal, not by an order.
     Stopped {
         /// Which.
         id: LaunchId,
         /// Signal.
         signal: i32,
+        /// Number of the last order carried out before (0: none).
+        order: u32,
     },
-    /// It goes on after a stop.
+    /// It goes on after a stop, not by an order.
     Continued {
         /// Which.
         id: LaunchId,
+        /// Number of the last order carried out before (0: none).
+        order: u32,
     },
     /// Answer to `Signal`.
     Signalled {

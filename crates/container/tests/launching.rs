@@ -434,7 +434,7 @@ fn groups_are_joined_and_stops_reported() {
         seen.push(running.event());
     }
     for launched in [leader, member] {
-        let stopped = LauncherEvent::Stopped { id: launched.id, signal: libc::SIGSTOP };
+        let stopped = LauncherEvent::Stopped { id: launched.id, signal: libc::SIGSTOP, order: 0 };
         assert!(seen.contains(&ContainerEvent::Program(stopped)));
     }
     launcher.signal(group, libc::SIGCONT, None).unwrap();

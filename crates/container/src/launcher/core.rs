@@ -92,6 +92,14 @@ struct Entry {
     stop_pending: bool,
     /// The daemon released it before its exec stop.
     released_early: bool,
+    /// The last order that was carried out.
+    order: u32,
+    /// It is stopped.
+    stopped: bool,
+    /// Its next stop is one that was ordered.
+    ordered_stop: bool,
+    /// That it goes on now was ordered.
+    ordered_continue: bool,
 }
 
 /// All programs of a launcher.
@@ -124,6 +132,10 @@ impl Core {
             pid: made.pid,
             stop_pending: false,
             released_early: false,
+            order: 0,
+            stopped: false,
+            ordered_stop: false,
+            ordered_continue: false,
         };
         self.programs.insert(made.host_pid, entry);
         self.ids.insert(made.id, made.host_pid);
@@ -142,6 +154,38 @@ impl Core {
     pub fn host_pid(&self, inside: i32) -> Option<u32> {
         let inside = u32::try_from(inside).ok()?;
         self.programs.iter().find(|(_, entry)| entry.pid == Some(inside)).map(|(pid, _)| *pid)
+    }
+
+    /// Pid outside and inside of a program that runs.
+    #[must_use]
+    pub fn running(&self, id: LaunchId) -> Option<(u32, Option<u32>)> {
+        let host_pid = *self.ids.get(&id)?;
+        let entry = self.programs.get(&host_pid)?;
+        (entry.phase == Phase::Running).then_some((host_pid, entry.pid))
+    }
+
+    /// An order is about to be carried out; what the program did before has been looked at.
+    pub fn ordered(&mut self, id: LaunchId, number: u32, signal: i32) {
+        let Some(entry) = self.ids.get(&id).and_then(|pid| self.programs.get_mut(pid)) else {
+            return;
+        };
+        entry.order = number;
+        match signal {
+            // One that is stopped already is not stopped once more.
+            libc::SIGSTOP => entry.ordered_stop = !entry.stopped,
+            libc::SIGCONT => {
+                entry.ordered_stop = false;
+                entry.ordered_continue = true;
+            }
+            _ => {}
+        }
+    }
+
+    /// The order has been carried out, and its effect looked at.
+    pub fn order_done(&mut self, id: LaunchId) {
+        if let Some(entry) = self.ids.get(&id).and_then(|pid| self.programs.get_mut(pid)) {
+            entry.ordered_continue = false;
+        }
     }
 
     /// Number of programs.
@@ -196,10 +240,22 @@ impl Core {
                 vec![Command::Continue(host_pid, signal)]
             }
             (Phase::Running, WaitState::Stopped(signal, _)) => {
-                vec![Command::Report(LauncherEvent::Stopped { id: entry.made.id, signal })]
+                entry.stopped = true;
+                if std::mem::take(&mut entry.ordered_stop) {
+                    return Vec::new();
+                }
+                let (id, order) = (entry.made.id, entry.order);
+                vec![Command::Report(LauncherEvent::Stopped { id, signal, order })]
             }
             (Phase::Running, WaitState::Continued) => {
-                vec![Command::Report(LauncherEvent::Continued { id: entry.made.id })]
+                entry.stopped = false;
+                // A stop signal that was still pending is gone with it.
+                entry.ordered_stop = false;
+                if entry.ordered_continue {
+                    return Vec::new();
+                }
+                let (id, order) = (entry.made.id, entry.order);
+                vec![Command::Report(LauncherEvent::Continued { id, order })]
             }
             _ => Vec::new(),
         }
@@ -403,13 +459,68 @@ mod tests {
         assert_eq!(first.executed(HOST, told), [launched()]);
         assert_eq!(first.executed(HOST, told), []);
         let stop = WaitState::Stopped(libc::SIGTSTP, 0);
-        let stopped = LauncherEvent::Stopped { id: ID, signal: libc::SIGTSTP };
+        let stopped = LauncherEvent::Stopped { id: ID, signal: libc::SIGTSTP, order: 0 };
         assert_eq!(first.stopped(HOST, stop, NOTHING), [Command::Report(stopped)]);
-        let goes_on = Command::Report(LauncherEvent::Continued { id: ID });
+        let goes_on = Command::Report(LauncherEvent::Continued { id: ID, order: 0 });
         assert_eq!(first.stopped(HOST, WaitState::Continued, NOTHING), [goes_on]);
         // Exec and end in one go.
         let mut second = core(false, false);
         assert_eq!(second.ended(HOST, USAGE, told), [launched(), exited()]);
+    }
+
+    fn running() -> Core {
+        let mut core = core(true, true);
+        first_stop(&mut core);
+        exec_stop(&mut core);
+        core.release(ID);
+        assert_eq!(core.running(ID), Some((HOST, Some(50))));
+        core
+    }
+
+    #[test]
+    fn what_was_ordered_is_not_reported_and_the_rest_names_the_last_order() {
+        let mut core = running();
+        let stop = |signal| WaitState::Stopped(signal, 0);
+        core.ordered(ID, 1, libc::SIGSTOP);
+        core.order_done(ID);
+        assert_eq!(core.stopped(HOST, stop(libc::SIGSTOP), NOTHING), []);
+        core.ordered(ID, 2, libc::SIGCONT);
+        assert_eq!(core.stopped(HOST, WaitState::Continued, NOTHING), []);
+        core.order_done(ID);
+        // By itself, after the second order.
+        let stopped = LauncherEvent::Stopped { id: ID, signal: libc::SIGTTIN, order: 2 };
+        assert_eq!(core.stopped(HOST, stop(libc::SIGTTIN), NOTHING), [Command::Report(stopped)]);
+        // Stopped already: the order stops nothing, and what follows is its own.
+        core.ordered(ID, 3, libc::SIGSTOP);
+        core.order_done(ID);
+        let goes_on = LauncherEvent::Continued { id: ID, order: 3 };
+        assert_eq!(core.stopped(HOST, WaitState::Continued, NOTHING), [Command::Report(goes_on)]);
+        let stopped = LauncherEvent::Stopped { id: ID, signal: libc::SIGSTOP, order: 3 };
+        assert_eq!(core.stopped(HOST, stop(libc::SIGSTOP), NOTHING), [Command::Report(stopped)]);
+    }
+
+    #[test]
+    fn an_ordered_stop_that_an_order_undoes_leaves_no_trace() {
+        let mut core = running();
+        core.ordered(ID, 1, libc::SIGSTOP);
+        core.order_done(ID);
+        core.ordered(ID, 2, libc::SIGCONT);
+        core.order_done(ID);
+        let stopped = LauncherEvent::Stopped { id: ID, signal: libc::SIGTSTP, order: 2 };
+        assert_eq!(
+            core.stopped(HOST, WaitState::Stopped(libc::SIGTSTP, 0), NOTHING),
+            [Command::Report(stopped)],
+            "its own"
+        );
+    }
+
+    #[test]
+    fn a_program_that_does_not_run_takes_no_order() {
+        let mut core = core(true, true);
+        assert_eq!(core.running(ID), None);
+        first_stop(&mut core);
+        exec_stop(&mut core);
+        assert_eq!(core.running(ID), None);
     }
 
     #[test]

@@ -16,6 +16,7 @@ use self::script::{Base, Outside};
 use crate::frame::{self, FrameError};
 use crate::launch::{
     Bytes, LaunchId, LaunchSpec, LaunchStep, LauncherEvent, LauncherRequest, OPEN_FLAGS,
+    SignalSender,
 };
 use dvs_sys::birth::Birth;
 use dvs_sys::descriptor::{self, Poll};
@@ -158,14 +159,7 @@ impl Launcher {
                 self.perform(commands)
             }
             LauncherRequest::Signal { request, target, signal, sender } => {
-                let mut result = inside::signal(self.base.calls, target, signal, sender);
-                // No room for the process that would send it: a known program can be reached from
-                // here; its sender then shows as 0.
-                if let (Err(libc::EAGAIN), Some(host_pid)) = (result, self.core.host_pid(target)) {
-                    let sent = self.base.calls.kill(host_pid as i32, signal);
-                    result = sent.map_err(|error| error.errno);
-                }
-                let errno = result.err().unwrap_or(0);
+                let errno = self.signal(target, signal, sender).err().unwrap_or(0);
                 self.report(&LauncherEvent::Signalled { request, errno })
             }
             LauncherRequest::Open { request, path, flags } => {
@@ -177,10 +171,57 @@ impl Launcher {
                 let fds: Vec<_> = opened.iter().map(AsFd::as_fd).collect();
                 self.report_with(&event, &fds)
             }
+            LauncherRequest::Order { id, number, signal, sender } => {
+                self.order(id, number, signal, sender)
+            }
             LauncherRequest::AimPids { request, next } => {
                 let last = inside::aim_pids(self.alone, self.base.calls, &self.last_pid, next);
                 self.report(&LauncherEvent::Pids { request, last })
             }
+        }
+    }
+
+    fn signal(&self, target: i32, signal: i32, sender: Option<SignalSender>) -> Result<(), i32> {
+        let result = inside::signal(self.base.calls, target, signal, sender);
+        // No room for the process that would send it: a known program can be reached from here; its
+        // sender then shows as 0.
+        if let (Err(libc::EAGAIN), Some(host_pid)) = (result, self.core.host_pid(target)) {
+            let sent = self.base.calls.kill(host_pid as i32, signal);
+            return sent.map_err(|error| error.errno);
+        }
+        result
+    }
+
+    /// Carries an order out. The kernel changes a process's state at once when it sends `SIGCONT`, so
+    /// looking before and after tells the order's effect from what the program did by itself.
+    fn order(
+        &mut self,
+        id: LaunchId,
+        number: u32,
+        signal: i32,
+        sender: SignalSender,
+    ) -> Result<(), Gone> {
+        if let Some((host_pid, _)) = self.core.running(id) {
+            self.look_at(host_pid)?;
+        }
+        let Some((host_pid, pid)) = self.core.running(id) else { return Ok(()) };
+        self.core.ordered(id, number, signal);
+        if signal == libc::SIGSTOP {
+            let _ = self.base.calls.kill(host_pid as i32, signal);
+        } else if let Some(pid) = pid {
+            let _ = self.signal(pid as i32, signal, Some(sender));
+            self.look_at(host_pid)?;
+        }
+        self.core.order_done(id);
+        Ok(())
+    }
+
+    /// Looks at one child.
+    fn look_at(&mut self, host_pid: u32) -> Result<(), Gone> {
+        let flags = libc::WNOHANG | libc::WUNTRACED | libc::WCONTINUED | libc::__WALL;
+        match process::wait(host_pid as i32, flags, self.base.calls.cookie) {
+            Ok(Some(waited)) => self.child_changed(&waited),
+            Ok(None) | Err(_) => Ok(()),
         }
     }
 
