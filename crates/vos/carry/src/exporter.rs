@@ -174,6 +174,18 @@ impl Exporter {
         self.engine.locked(|state, _| state.home_finished(program));
     }
 
+    /// Holds back what a placed program writes, and its end of file, until [`Exporter::release`] has been
+    /// called as often: something else has to be seen first. A terminal or pipe whose reader goes
+    /// meanwhile is noticed as ever.
+    pub fn hold(&self, program: ProgramKey) {
+        self.engine.locked(|state, _| state.home_hold(program));
+    }
+
+    /// See [`Exporter::hold`].
+    pub fn release(&self, program: ProgramKey) {
+        self.engine.locked(|state, effects| state.home_release(program, effects));
+    }
+
     /// The terminal of the program may have another size now (its ghost got SIGWINCH).
     pub fn window_changed(&self, program: ProgramKey) {
         self.engine.locked(|state, effects| state.home_resized(program, effects));

@@ -134,6 +134,33 @@ fn programs_one_after_the_other_write_in_order() {
 }
 
 #[test]
+fn held_output_and_its_end_wait_for_the_last_release() {
+    // Inline: what is sent has arrived.
+    let pair = Pair::new(Delivery::Inline);
+    let (output_read, output_write) = pipe();
+    let program = Pair::program();
+    let locals = pair.carry(program, vec![inherited(1, output_write)]).unwrap();
+    let exporter = pair.home.exporter();
+    exporter.hold(program);
+    exporter.hold(program);
+    let mut body = spawn("echo late", locals);
+    assert_eq!(wait(&mut body), 0);
+    let drained = pair.drain(program);
+    let (sender, sent) = std::sync::mpsc::channel();
+    pair.away.importer().body_ended(program, move || sender.send(()).unwrap());
+    soon(&sent);
+    exporter.release(program);
+    let ready = dvs_sys::poll::one(&output_read, libc::POLLIN, Some(std::time::Duration::ZERO));
+    assert_eq!(ready.unwrap(), 0, "neither output nor its end");
+    assert!(drained.try_recv().is_err());
+    exporter.release(program);
+    assert_eq!(soon(&drained), DrainOutcome::Drained);
+    assert_eq!(soon(&collect(output_read)), b"late\n");
+    // One too many does no harm.
+    exporter.release(program);
+}
+
+#[test]
 fn a_write_of_some_pages_arrives_as_one() {
     let pair = Pair::new(Delivery::Threaded);
     for size in [1, 4096, 5000, 8192, 10_000, 16_384] {

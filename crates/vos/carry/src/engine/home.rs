@@ -66,6 +66,8 @@ pub(super) struct Home {
     /// Pipes whose read end is carried, by device and inode.
     readers: HashSet<(u64, u64)>,
     pub(super) programs: HashMap<ProgramKey, Placed>,
+    /// Programs whose output is held back, and how many times.
+    held: HashMap<ProgramKey, u32>,
     /// Locks that a thread waits for, by asker and request.
     pub(super) waiting_locks: HashMap<(u16, u64), Waiting>,
     next: u64,
@@ -270,6 +272,13 @@ impl State {
 
     fn home_pump_output(&mut self, stream: StreamId, effects: &mut Effects) {
         let Some(found) = self.home.streams.get_mut(&stream) else { return };
+        if self.home.held.contains_key(&found.program) {
+            if found.events != 0 {
+                found.events = 0;
+                let _ = self.epoll.modify(&found.fd, 0, found.key);
+            }
+            return;
+        }
         let Kind::Output { core, terminal } = &mut found.kind else { return };
         let mut broken = false;
         loop {
@@ -311,6 +320,35 @@ impl State {
             let _ = self.epoll.modify(&found.fd, events, found.key);
         }
         self.home_check_drain(program, effects);
+    }
+
+    /// Nothing that the program writes, nor its end, gets into a pipe here until the same number of
+    /// [`State::home_release`].
+    pub(crate) fn home_hold(&mut self, program: ProgramKey) {
+        *self.home.held.entry(program).or_default() += 1;
+    }
+
+    pub(crate) fn home_release(&mut self, program: ProgramKey, effects: &mut Effects) {
+        let Some(count) = self.home.held.get_mut(&program) else { return };
+        *count -= 1;
+        if *count > 0 {
+            return;
+        }
+        self.home.held.remove(&program);
+        let streams: Vec<StreamId> = self
+            .home
+            .streams
+            .iter()
+            .filter(|(_, found)| found.program == program)
+            .map(|(stream, _)| *stream)
+            .collect();
+        for stream in streams {
+            if let Some(Kind::Output { .. }) =
+                self.home.streams.get(&stream).map(|found| &found.kind)
+            {
+                self.home_pump_output(stream, effects);
+            }
+        }
     }
 
     /// Nobody reads the real pipe any more.
