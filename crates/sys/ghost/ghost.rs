@@ -30,6 +30,8 @@ const SET_GROUP: usize = 4;
 const NEW_SESSION: usize = 5;
 const BEGIN: usize = 6;
 const DEATH_SIGNAL: usize = 7;
+const STOP_BY: usize = 8;
+const SEND: usize = 9;
 
 const CLOSE: usize = 3;
 const POLL: usize = 7;
@@ -44,6 +46,7 @@ const SIGTIMEDWAIT: usize = 128;
 const PRCTL: usize = 157;
 const SETRLIMIT: usize = 160;
 const EXIT_GROUP: usize = 231;
+const TGKILL: usize = 234;
 const SIGNALFD4: usize = 289;
 const STATX: usize = 332;
 
@@ -131,6 +134,14 @@ fn obey(mut answer: isize) {
             }
             NEW_SESSION => {
                 let result = call(SETSID, [0; 6]);
+                answer = report(RESULT, result as usize);
+            }
+            STOP_BY => answer = stop_by(argument),
+            SEND => {
+                // Bit 31: a process group.
+                let (number, signal) = (argument & 0x00ff_ffff, argument >> 24 & 0x7f);
+                let target = if argument >> 31 == 0 { number } else { number.wrapping_neg() };
+                let result = call(KILL, [target, signal, 0, 0, 0, 0]);
                 answer = report(RESULT, result as usize);
             }
             DEATH_SIGNAL => {
@@ -237,9 +248,30 @@ extern "C" fn main() -> ! {
     }
 }
 
-fn terminal_stops() {
+fn pending_signals() -> u64 {
     let mut pending = 0_u64;
     call(SIGPENDING, [&raw mut pending as usize, 8, 0, 0, 0, 0]);
+    pending
+}
+
+fn is_continued() -> bool {
+    pending_signals() >> (SIGCONT - 1) & 1 == 1
+}
+
+/// Stops as the program has, and says when it goes on. A pending SIGCONT came later than the
+/// program's stop, and raising a stop signal would discard it.
+fn stop_by(signal: usize) -> isize {
+    if (SIGTSTP..=SIGTTOU).contains(&signal) && !is_continued() {
+        let pid = call(GETPID, [0; 6]) as usize;
+        call(TGKILL, [pid, pid, signal, 0, 0, 0]);
+        mask(SIG_UNBLOCK, 1 << (signal - 1));
+        mask(SIG_SETMASK, ALL);
+    }
+    report(BACK_FROM_STOP, is_continued() as usize)
+}
+
+fn terminal_stops() {
+    let pending = pending_signals();
     for signal in SIGTSTP..=SIGTTOU {
         let set = 1_u64 << (signal - 1);
         if pending & set == 0 {
@@ -251,9 +283,7 @@ fn terminal_stops() {
             mask(SIG_UNBLOCK, set);
             mask(SIG_SETMASK, ALL);
             // SIGCONT is blocked here: what continued us is still pending and will be reported itself.
-            let mut after = 0_u64;
-            call(SIGPENDING, [&raw mut after as usize, 8, 0, 0, 0, 0]);
-            obey(report(BACK_FROM_STOP, (after >> (SIGCONT - 1) & 1) as usize));
+            obey(report(BACK_FROM_STOP, is_continued() as usize));
         } else {
             take(set);
             obey(answer);

@@ -87,6 +87,15 @@ pub enum Order {
     NewSession,
     /// `prctl(PR_SET_PDEATHSIG)`, then report the result.
     DeathSignal(u8),
+    /// Stop by this terminal stop signal, unless `SIGCONT` is pending; then report as after every stop.
+    StopBy(u8),
+    /// `kill(target, signal)`, then report the result: the ghost is the sender that the program is.
+    Kill {
+        /// Process or, negative, process group; less than 2^24 either way.
+        target: i32,
+        /// Signal.
+        signal: u8,
+    },
     /// First answer: close FIFOs, sockets and terminals below this descriptor number.
     Begin(u32),
 }
@@ -104,6 +113,11 @@ impl Order {
             Order::NewSession => (5, 0),
             Order::Begin(end) => (6, end),
             Order::DeathSignal(signal) => (7, u32::from(signal)),
+            Order::StopBy(signal) => (8, u32::from(signal)),
+            Order::Kill { target, signal } => {
+                let group = u32::from(target < 0) << 31;
+                (9, group | u32::from(signal & 0x7f) << 24 | (target.unsigned_abs() & 0x00ff_ffff))
+            }
         };
         i64::from(order) << 32 | i64::from(argument)
     }

@@ -1,6 +1,6 @@
 //! The container's launcher and the carrier as the ports that the personality works with.
 
-use crate::ports::{Carry, Done, Launch, LaunchFailure, Launched};
+use crate::ports::{Carry, Done, Launch, LaunchDone, LaunchFailure, Launched, SignalDone};
 use dvs_carry::{
     CarriedDescriptor, Carrier, InheritedDescriptor, LocalDescriptor, ProgramKey, Refusal,
 };
@@ -37,6 +37,16 @@ impl Launch for ContainerLauncher {
         }
     }
 
+    fn launch_then(&self, id: LaunchId, spec: LaunchSpec, passed: Vec<OwnedFd>, done: LaunchDone) {
+        let borrowed: Vec<BorrowedFd<'_>> = passed.iter().map(AsFd::as_fd).collect();
+        self.launcher.launch_then(id, spec, &borrowed, move |result| {
+            done(match result {
+                Ok(launched) => Ok(Launched { pid: launched.pid, host_pid: launched.host_pid }),
+                Err(error) => Err(LaunchFailure { errno: error.errno, step: error.step }),
+            });
+        });
+    }
+
     fn release(&self, id: LaunchId) {
         self.launcher.release(id);
     }
@@ -47,6 +57,20 @@ impl Launch for ContainerLauncher {
 
     fn signal(&self, target: i32, signal: i32, sender: Option<SignalSender>) -> Result<(), i32> {
         self.launcher.signal(target, signal, sender)
+    }
+
+    fn signal_then(
+        &self,
+        target: i32,
+        signal: i32,
+        sender: Option<SignalSender>,
+        done: SignalDone,
+    ) {
+        self.launcher.signal_then(target, signal, sender, done);
+    }
+
+    fn order(&self, id: LaunchId, number: u32, signal: i32, sender: SignalSender) {
+        self.launcher.order(id, number, signal, sender);
     }
 
     fn aim_pids(&self, next: u32) -> Result<(), i32> {
@@ -78,6 +102,14 @@ impl Carry for Carrier {
 
     fn drain(&self, program: ProgramKey, done: Done) {
         self.exporter().drain(program, move |_| done());
+    }
+
+    fn hold(&self, program: ProgramKey) {
+        self.exporter().hold(program);
+    }
+
+    fn release(&self, program: ProgramKey) {
+        self.exporter().release(program);
     }
 
     fn finished(&self, program: ProgramKey) {

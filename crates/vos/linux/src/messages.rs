@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// Version of these messages.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Longest frame: a program's strings and its descriptors.
 pub const MAX_FRAME: usize = MAX_STRINGS + (64 << 10);
 
@@ -216,6 +216,10 @@ pub enum Note {
         sender: SignalSender,
         /// Sent by a terminal: for the program's whole process group there.
         terminal: bool,
+        /// For `SIGSTOP` and `SIGCONT`: the number of this order to the program.
+        order: u32,
+        /// Answer with [`Note::Delivered`] when the program has it.
+        confirm: bool,
     },
     /// A stop signal of terminals is pending at the ghost: would the program stop by default?
     /// Answered by [`Note::StopAnswer`].
@@ -226,9 +230,11 @@ pub enum Note {
         signal: i32,
         /// Its sender.
         sender: SignalSender,
+        /// The number of the order that a stop is.
+        order: u32,
     },
-    /// A signal went to the ghost's process group at home: pass it to the program's children that
-    /// are in the group, not to the program itself (its ghost reports it).
+    /// A signal goes to the ghost's process group at home: for the program's children that are in the
+    /// group.
     GroupSignal {
         /// The ghost's placement.
         placement: Placement,
@@ -236,6 +242,9 @@ pub enum Note {
         signal: i32,
         /// Its sender.
         sender: SignalSender,
+        /// For the program itself, too: all of the group gets it at once. The [`Note::Signal`] that
+        /// follows when the ghost has taken it is then no second one.
+        whole: bool,
     },
     /// To the home node: still wanted?
     Query(Placement),
@@ -252,11 +261,22 @@ pub enum Note {
         placement: Placement,
         /// By what.
         signal: i32,
+        /// The last order that it had carried out before.
+        order: u32,
     },
     /// The program goes on.
     Continued {
         /// Which.
         placement: Placement,
+        /// The last order that it had carried out before.
+        order: u32,
+    },
+    /// The program has the signal (or is gone).
+    Delivered {
+        /// Which.
+        placement: Placement,
+        /// The signal.
+        signal: i32,
     },
     /// A program of the sending node shares something.
     Shares(Thing),

@@ -53,7 +53,12 @@ pub struct LaunchFailure {
     pub step: LaunchStep,
 }
 
-/// The launcher of the container.
+/// Called when a program exists, is held, or could not be started; once.
+pub type LaunchDone = Box<dyn FnOnce(Result<Launched, LaunchFailure>) + Send>;
+/// Called when a signal was sent, or with an errno; once.
+pub type SignalDone = Box<dyn FnOnce(Result<(), i32>) + Send>;
+
+/// The launcher of the container. Requests of one thread are carried out in their order.
 pub trait Launch: Send + Sync {
     /// A number for the next launch.
     fn next_id(&self) -> LaunchId;
@@ -68,6 +73,10 @@ pub trait Launch: Send + Sync {
         spec: LaunchSpec,
         passed: Vec<OwnedFd>,
     ) -> Result<Launched, LaunchFailure>;
+
+    /// The same without waiting. `done` is called before any report of the program's end, or (when
+    /// nothing can be asked) before this returns; it must not wait.
+    fn launch_then(&self, id: LaunchId, spec: LaunchSpec, passed: Vec<OwnedFd>, done: LaunchDone);
 
     /// The launcher's own pid, outside: parent of what it starts.
     fn process(&self) -> u32;
@@ -86,6 +95,13 @@ pub trait Launch: Send + Sync {
     /// # Errors
     /// errno.
     fn signal(&self, target: i32, signal: i32, sender: Option<SignalSender>) -> Result<(), i32>;
+
+    /// The same without waiting; `done` must not wait either.
+    fn signal_then(&self, target: i32, signal: i32, sender: Option<SignalSender>, done: SignalDone);
+
+    /// Has a program stop (`SIGSTOP`) or go on as its ghost does, see
+    /// [`dvs_container::launch::LauncherRequest::Order`].
+    fn order(&self, id: LaunchId, number: u32, signal: i32, sender: SignalSender);
 
     /// The next process made in the container gets this pid, or the first free one above.
     ///
@@ -113,6 +129,10 @@ pub trait Carry: Send + Sync {
     fn withdraw(&self, program: ProgramKey);
     /// At home: calls back when everything that the ended program wrote has been written.
     fn drain(&self, program: ProgramKey, done: Done);
+    /// At home: what the program writes, and its end of file, waits for as many releases.
+    fn hold(&self, program: ProgramKey);
+    /// At home: see `hold`.
+    fn release(&self, program: ProgramKey);
     /// At home: the program and its ghost are over.
     fn finished(&self, program: ProgramKey);
     /// Away: what the program gets.

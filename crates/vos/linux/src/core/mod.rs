@@ -8,6 +8,7 @@
 //! that it only waits for.
 
 pub mod away;
+pub mod holds;
 pub mod home;
 pub mod sharing;
 

@@ -1,19 +1,35 @@
 //! Programs of other nodes that run here: held, released, signalled, their end reported.
 
 use super::Personality;
+use super::ghosts::Ghost;
 use crate::core::Placement;
 use crate::core::away::{Command, Event, Key};
 use crate::messages::{Answer, Note, Prepare};
+use crate::ports::{LaunchFailure, Launched};
 use dvs_carry::{Local, LocalDescriptor};
 use dvs_container::launch::{
     Bytes, DescriptorSource, DescriptorSpec, LaunchId, LaunchStep, SignalSender,
 };
+use dvs_sys::ghost::Order;
 use dvs_sys::process::{kill, pidfd_open};
 use dvs_sys::task::{TaskStatus, duplicate_descriptor};
 use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+
+/// Called with the answer to a request, once.
+pub(crate) type Answered = Box<dyn FnOnce(Answer) + Send>;
+
+/// A signal that a ghost has taken, see [`Note::Signal`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TakenSignal {
+    pub(crate) signal: i32,
+    pub(crate) sender: SignalSender,
+    pub(crate) terminal: bool,
+    pub(crate) order: u32,
+    pub(crate) confirm: bool,
+}
 
 /// One placed program.
 #[derive(Debug, Clone)]
@@ -25,11 +41,9 @@ pub(crate) struct Body {
     /// Process group and session at home.
     pub(crate) group: u32,
     pub(crate) session: u32,
-    /// It is stopped.
-    stopped: bool,
-    /// The next stop (or continuation) is one that its home node made and knows of.
-    expects_stop: bool,
-    expects_continue: bool,
+    /// Signals (bit n-1 for signal n) that it got with its whole group here; that its ghost takes
+    /// each of them follows.
+    got_with_group: u64,
 }
 
 /// All placed programs of the node.
@@ -39,8 +53,8 @@ pub(crate) struct Bodies {
     by_id: HashMap<LaunchId, Key>,
     by_process: HashMap<u32, Key>,
     by_pid: HashMap<u32, Key>,
-    /// Being launched, and how they ended if they did so before the launch returned.
-    expected: HashMap<LaunchId, (Key, Option<i32>)>,
+    /// Being launched.
+    expected: HashMap<Key, LaunchId>,
 }
 
 impl Bodies {
@@ -118,29 +132,28 @@ fn is_programs_own(errno: i32) -> bool {
 }
 
 impl Personality {
-    /// A home node asks for a program to be held; waits until it is.
-    pub(crate) fn prepare(self: &Arc<Self>, from: u16, prepare: Prepare) -> Answer {
+    /// A home node asks for a program to be held; `answer` is called when it is, or cannot be. Waits
+    /// for nothing.
+    pub(crate) fn prepare(self: &Arc<Self>, from: u16, prepare: Prepare, answer: Answered) {
         let Prepare { placement, lowest_open, spec, group, session, descriptors } = prepare;
         let key = Key { home: from, placement };
         let commands = self.away.lock().unwrap().step(Event::Prepare { key, lowest_open });
         if !commands.contains(&Command::Launch(key)) {
             log::debug!("{key:?} is over, or as many as can be are being prepared");
-            return Answer::NotPrepared;
+            answer(Answer::NotPrepared);
+            return;
         }
         let program = Personality::away_key(key);
-        let failed = |errno: Option<i32>| {
-            self.carry.discard(program);
-            self.away_event(Event::NotLaunched(key));
-            errno.map_or(Answer::NotPrepared, Answer::Impossible)
-        };
         if spec.pid.is_none_or(|pid| pid < 2) || !spec.hold {
-            return failed(None);
+            answer(self.not_prepared(key, None));
+            return;
         }
         let local = match self.carry.import(from, program, descriptors) {
             Ok(local) => local,
             Err(errno) => {
                 log::debug!("the descriptors of {key:?} cannot be made here: errno {errno}");
-                return failed(None);
+                answer(self.not_prepared(key, None));
+                return;
             }
         };
         let mut spec = spec;
@@ -150,56 +163,69 @@ impl Personality {
             && spec.affinity.is_none()
             && spec.oom_score_adjust.is_none();
         let id = self.launcher.next_id();
-        self.bodies.lock().unwrap().expected.insert(id, (key, None));
-        let launched = match self.launcher.launch(id, spec, passed) {
+        self.bodies.lock().unwrap().expected.insert(key, id);
+        let personality = Arc::clone(self);
+        let done = move |result| {
+            let body = Body { key, id, pid: 0, process: 0, group, session, got_with_group: 0 };
+            answer(personality.launched(body, plain, result));
+        };
+        self.launcher.launch_then(id, spec, passed, Box::new(done));
+    }
+
+    /// The launcher has made a program, or not.
+    fn launched(
+        self: &Arc<Self>,
+        body: Body,
+        plain: bool,
+        result: Result<Launched, LaunchFailure>,
+    ) -> Answer {
+        let key = body.key;
+        self.bodies.lock().unwrap().expected.remove(&key);
+        let launched = match result {
             Ok(launched) => launched,
             Err(failure) => {
-                self.bodies.lock().unwrap().expected.remove(&id);
                 let own = failure.step == LaunchStep::Exec && is_programs_own(failure.errno);
                 log::debug!("{key:?} cannot be launched here: {failure}");
-                return failed(own.then_some(failure.errno));
+                return self.not_prepared(key, own.then_some(failure.errno));
             }
         };
         let handle = OnceCell::new();
-        let ready = self.carry.body_ready(program, &|number| {
+        let ready = self.carry.body_ready(Personality::away_key(key), &|number| {
             let handle = handle.get_or_init(|| pidfd_open(launched.host_pid).ok());
             duplicate_descriptor(handle.as_ref()?, number).ok()
         });
         if !ready {
             log::debug!("the open files of {key:?} cannot be watched here");
-            self.launcher.abort(id);
-            self.bodies.lock().unwrap().expected.remove(&id);
-            return failed(None);
+            self.launcher.abort(body.id);
+            return self.not_prepared(key, None);
         }
         if plain {
             self.learn_baseline(launched.host_pid);
         }
-        let body = Body {
-            key,
-            id,
-            pid: launched.pid,
-            process: launched.host_pid,
-            group,
-            session,
-            stopped: false,
-            expects_stop: false,
-            expects_continue: false,
-        };
-        let ended = {
-            let mut bodies = self.bodies.lock().unwrap();
-            bodies.insert(body);
-            bodies.expected.remove(&id).and_then(|(_, status)| status)
-        };
+        let body = Body { pid: launched.pid, process: launched.host_pid, ..body };
+        self.bodies.lock().unwrap().insert(body);
         self.want_ticks();
         let commands = self.away.lock().unwrap().step(Event::Launched(key));
         let prepared = commands.contains(&Command::Prepared(key));
         for command in commands {
             self.away_command(command);
         }
-        if let Some(status) = ended {
-            self.body_exited(id, status);
-        }
         if prepared { Answer::Prepared } else { Answer::NotPrepared }
+    }
+
+    fn not_prepared(self: &Arc<Self>, key: Key, errno: Option<i32>) -> Answer {
+        self.carry.discard(Personality::away_key(key));
+        self.away_event(Event::NotLaunched(key));
+        errno.map_or(Answer::NotPrepared, Answer::Impossible)
+    }
+
+    /// The home node gives a program up; one that is still being launched is not waited for.
+    pub(crate) fn abort_body(self: &Arc<Self>, key: Key) {
+        self.away_event(Event::Abort(key));
+        let launching = self.bodies.lock().unwrap().expected.get(&key).copied();
+        if let Some(id) = launching {
+            self.launcher.abort(id);
+        }
     }
 
     pub(crate) fn away_event(self: &Arc<Self>, event: Event) {
@@ -249,10 +275,6 @@ impl Personality {
     pub(crate) fn body_exited(self: &Arc<Self>, id: LaunchId, status: i32) -> bool {
         let key = {
             let mut bodies = self.bodies.lock().unwrap();
-            if let Some((_, ended)) = bodies.expected.get_mut(&id) {
-                *ended = Some(status);
-                return true;
-            }
             let Some(key) = bodies.by_id(id) else { return false };
             // Its pids may be used again from now on.
             bodies.remove(key);
@@ -263,92 +285,156 @@ impl Personality {
         true
     }
 
-    /// A launched program stopped by itself or by a signal; true if it is a placed one.
-    pub(crate) fn body_stopped(&self, id: LaunchId, signal: i32) -> bool {
-        let mut bodies = self.bodies.lock().unwrap();
-        let Some(key) = bodies.by_id(id) else { return false };
-        let Some(body) = bodies.by_key.get_mut(&key) else { return true };
-        body.stopped = true;
-        let expected = std::mem::take(&mut body.expects_stop);
-        drop(bodies);
-        if !expected {
-            self.post(key.home, &Note::Stopped { placement: key.placement, signal });
-        }
-        true
-    }
-
-    /// A launched program goes on; true if it is a placed one.
-    pub(crate) fn body_continued(&self, id: LaunchId) -> bool {
-        let mut bodies = self.bodies.lock().unwrap();
-        let Some(key) = bodies.by_id(id) else { return false };
-        let Some(body) = bodies.by_key.get_mut(&key) else { return true };
-        let was = std::mem::take(&mut body.stopped);
-        let expected = std::mem::take(&mut body.expects_continue);
-        drop(bodies);
-        if was && !expected {
-            self.post(key.home, &Note::Continued { placement: key.placement });
-        }
-        true
+    /// A launched program stopped, or goes on (no signal), by itself or by somebody here.
+    pub(crate) fn body_stopped(&self, id: LaunchId, signal: Option<i32>, order: u32) {
+        let Some(key) = self.bodies.lock().unwrap().by_id(id) else { return };
+        let placement = key.placement;
+        let note = match signal {
+            Some(signal) => Note::Stopped { placement, signal, order },
+            None => Note::Continued { placement, order },
+        };
+        self.post(key.home, &note);
     }
 
     /// A ghost took a signal: the program gets it.
-    pub(crate) fn deliver(&self, key: Key, signal: i32, sender: SignalSender, terminal: bool) {
-        let (pid, process) = {
-            let mut bodies = self.bodies.lock().unwrap();
-            let Some(body) = bodies.by_key.get_mut(&key) else { return };
-            match signal {
-                libc::SIGSTOP if !body.stopped => body.expects_stop = true,
-                libc::SIGCONT => {
-                    body.expects_stop = false;
-                    body.expects_continue = body.stopped;
-                }
-                _ => {}
+    pub(crate) fn deliver(self: &Arc<Self>, key: Key, taken: TakenSignal) {
+        let TakenSignal { signal, sender, terminal, order, confirm } = taken;
+        let personality = Arc::clone(self);
+        let done = move || {
+            if confirm {
+                let placement = key.placement;
+                personality.post(key.home, &Note::Delivered { placement, signal });
             }
-            (body.pid, body.process)
         };
+        let body = {
+            let mut bodies = self.bodies.lock().unwrap();
+            bodies.by_key.get_mut(&key).map(|body| {
+                let bit = 1_u64 << ((signal - 1) & 63);
+                let got = !terminal && body.got_with_group & bit != 0;
+                if got {
+                    body.got_with_group &= !bit;
+                }
+                (body.pid, body.process, body.id, got)
+            })
+        };
+        let Some((pid, process, id, got)) = body else { return done() };
+        let target = pid as i32;
         match signal {
-            libc::SIGKILL | libc::SIGSTOP => {
+            libc::SIGKILL => {
                 let _ = kill(process as i32, signal);
+                done();
             }
+            libc::SIGSTOP | libc::SIGCONT => {
+                self.launcher.order(id, order, signal, sender);
+                if terminal {
+                    self.deliver_to_group(key, signal, sender, false);
+                }
+                done();
+            }
+            // What was asked of the launcher before has been done when it answers this.
+            _ if got => self.launcher.signal_then(target, 0, None, Box::new(move |_| done())),
             _ if terminal => {
                 // Its own group here: the program and what it started in that group.
-                if self.launcher.signal(-(pid as i32), signal, None).is_err() {
-                    let _ = self.launcher.signal(pid as i32, signal, Some(sender));
+                let personality = Arc::clone(self);
+                let to_group = move |result: Result<(), i32>| match result {
+                    Ok(()) => done(),
+                    Err(_) => {
+                        let done = Box::new(move |_| done());
+                        personality.launcher.signal_then(target, signal, Some(sender), done);
+                    }
+                };
+                self.launcher.signal_then(-target, signal, None, Box::new(to_group));
+            }
+            // A sender whose ghost is here has its number: so it is the ghost that sends.
+            _ if self.has_ghost(&sender) => {
+                let personality = Arc::clone(self);
+                let job = move || {
+                    personality.send_by_ghost(target, signal, sender);
+                    done();
+                };
+                // No room: rather without the exact code than not at all.
+                if self.deliveries.run(job).is_err() {
+                    self.launcher.signal_then(target, signal, Some(sender), Box::new(|_| ()));
                 }
             }
             // Always from inside, so that the sender shows: whether anybody will look cannot be seen from
             // outside (a thread in `sigwaitinfo` shows the signal as neither caught nor blocked).
             _ => {
-                let _ = self.launcher.signal(pid as i32, signal, Some(sender));
+                let done = Box::new(move |_| done());
+                self.launcher.signal_then(target, signal, Some(sender), done);
             }
+        }
+    }
+
+    fn has_ghost(&self, sender: &SignalSender) -> bool {
+        sender.code == libc::SI_USER
+            && sender.pid > 1
+            && self.ghosts.lock().unwrap().get(sender.pid).is_some_and(Ghost::is_committed)
+    }
+
+    fn send_by_ghost(&self, target: i32, signal: i32, sender: SignalSender) {
+        let order = Order::Kill { target, signal: signal as u8 };
+        if self.order(sender.pid, order) != Ok(0) {
+            let _ = self.launcher.signal(target, signal, Some(sender));
         }
     }
 
     /// A stop signal of terminals is pending at the ghost: stops the program if it does not catch,
     /// ignore or block it, else gives it the signal. True if it stops.
-    pub(crate) fn stop_asked(&self, key: Key, signal: i32, sender: SignalSender) -> bool {
+    pub(crate) fn stop_asked(
+        &self,
+        key: Key,
+        signal: i32,
+        sender: SignalSender,
+        order: u32,
+    ) -> bool {
         let Some(body) = self.bodies.lock().unwrap().by_key.get(&key).cloned() else {
             return false;
         };
         let Ok(status) = TaskStatus::read(body.process) else { return false };
         let bit = 1 << (signal - 1);
-        if (status.caught | status.ignored | status.blocked) & bit != 0 {
-            let _ = self.launcher.signal(body.pid as i32, signal, Some(sender));
-            return false;
-        }
-        if let Some(body) = self.bodies.lock().unwrap().by_key.get_mut(&key) {
-            body.expects_stop = !body.stopped;
-        }
-        kill(body.process as i32, libc::SIGSTOP).is_ok()
+        let stop = (status.caught | status.ignored | status.blocked) & bit == 0;
+        let signal = if stop { libc::SIGSTOP } else { signal };
+        self.launcher.order(body.id, order, signal, sender);
+        stop
     }
 
-    /// A signal went to the ghost's group at home: for the program's children here that are in it.
-    pub(crate) fn deliver_to_children(&self, key: Key, signal: i32, sender: SignalSender) {
-        let Some(body) = self.bodies.lock().unwrap().by_key.get(&key).cloned() else { return };
+    /// A signal goes to the ghost's group at home: for the program's children here that are in it,
+    /// and with `whole` for the program itself, all at once.
+    pub(crate) fn deliver_to_group(
+        self: &Arc<Self>,
+        key: Key,
+        signal: i32,
+        sender: SignalSender,
+        whole: bool,
+    ) {
+        let body = {
+            let mut bodies = self.bodies.lock().unwrap();
+            let Some(body) = bodies.by_key.get_mut(&key) else { return };
+            if whole && signal != libc::SIGKILL {
+                body.got_with_group |= 1 << (signal - 1);
+            }
+            body.clone()
+        };
+        let group = -(body.pid as i32);
+        if whole && sender.uid == 0 && self.has_ghost(&sender) {
+            let personality = Arc::clone(self);
+            if self.deliveries.run(move || personality.send_by_ghost(group, signal, sender)).is_ok()
+            {
+                return;
+            }
+        }
+        if whole && sender.uid == 0 {
+            let sender = (signal != libc::SIGKILL).then_some(sender);
+            self.launcher.signal_then(group, signal, sender, Box::new(|_| ()));
+            return;
+        }
         for process in self.processes_of_group(body.pid) {
-            if process.pid != body.pid && may_signal(sender.uid, process.users) {
+            let is_body = process.pid == body.pid;
+            if (is_body && whole) || (!is_body && may_signal(sender.uid, process.users)) {
                 let sender = (signal != libc::SIGKILL && signal != libc::SIGSTOP).then_some(sender);
-                let _ = self.launcher.signal(process.pid as i32, signal, sender);
+                let target = process.pid as i32;
+                self.launcher.signal_then(target, signal, sender, Box::new(|_| ()));
             }
         }
     }

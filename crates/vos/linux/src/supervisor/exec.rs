@@ -23,6 +23,15 @@ const PREPARE_DEADLINE: Duration = Duration::from_secs(20);
 /// Every so many execs the pid block is looked at.
 const PIDS_EVERY: u32 = 32;
 
+/// Where a program goes, under which number, and its process group and session.
+struct Chosen {
+    node: u16,
+    placement: Placement,
+    lowest_open: Placement,
+    group: u32,
+    session: u32,
+}
+
 /// Whether a thread is being killed or gone.
 fn is_dying(thread: u32) -> bool {
     let killed = |status: TaskStatus| status.pending & 1 << (libc::SIGKILL - 1) != 0;
@@ -73,8 +82,8 @@ impl Personality {
     /// Carries a placement through.
     pub(crate) fn exec(self: &Arc<Self>, call: &Notification) {
         let node = self.reception.chosen(call.id).unwrap_or(self.config.node);
-        let image = match self.read_image(call) {
-            Ok(image) => image,
+        let (image, (group, session)) = match self.read_image(call) {
+            Ok(read) => read,
             Err(reason) => {
                 let mut placement = self.placement.lock().unwrap();
                 placement.uncount(node);
@@ -101,11 +110,13 @@ impl Personality {
         }
         // None: another thread of the caller was first, and this one waits for its fate.
         if let Some((placement, lowest_open)) = prepare {
-            self.place(call, node, image, placement, lowest_open);
+            let chosen = Chosen { node, placement, lowest_open, group, session };
+            self.place(call, image, chosen);
         }
     }
 
-    fn read_image(&self, call: &Notification) -> Result<Image, Reason> {
+    /// The image, and the caller's process group and session.
+    fn read_image(&self, call: &Notification) -> Result<(Image, (u32, u32)), Reason> {
         let baseline = self.baseline().ok_or(Reason::Failed)?;
         let status = TaskStatus::read(call.pid).map_err(|_| Reason::Failed)?;
         if self.bodies.lock().unwrap().is_body(status.process) {
@@ -114,16 +125,15 @@ impl Personality {
         if self.is_pinned(status.process) {
             return Err(Reason::Pinned);
         }
-        image::read(call, &status, baseline, &*self.files)
+        let image = image::read(call, &status, baseline, &*self.files)?;
+        Ok((image, self.standing_of(&status)))
     }
 
     fn place(
         self: &Arc<Self>,
         call: &Notification,
-        node: u16,
         image: Image,
-        placement: Placement,
-        lowest_open: Placement,
+        Chosen { node, placement, lowest_open, group, session }: Chosen,
     ) {
         let stays = |reason: Reason, event: Event| {
             self.counters.stayed(call.pid, reason);
@@ -159,11 +169,6 @@ impl Personality {
             path: spec.path.0.clone(),
             descriptors_end: image.descriptors_end,
         };
-        let Ok(who) = self.native_identity(image.process) else {
-            stays(Reason::Failed, Event::Withdrawn(placement));
-            return;
-        };
-        let (group, session) = (who.group, who.session);
         let prepare = Prepare { placement, lowest_open, spec, group, session, descriptors };
         let Ok(bytes) = encode(&Request::Prepare(Box::new(prepare))) else {
             stays(Reason::TooLarge, Event::Withdrawn(placement));
@@ -222,10 +227,11 @@ impl Personality {
     }
 
     /// Nothing of a placement is needed any more.
-    pub(crate) fn forget_placement(&self, placement: Placement) {
+    pub(crate) fn forget_placement(self: &Arc<Self>, placement: Placement) {
         let pid = self.ghosts.lock().unwrap().pid(placement);
         let node = pid.and_then(|pid| self.unwatch_ghost(pid, placement));
         let key = self.key_of(placement);
+        self.release_streams(|holds| holds.over(placement));
         match node {
             Some(node) => {
                 self.carry.finished(key);

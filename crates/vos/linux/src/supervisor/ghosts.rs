@@ -33,6 +33,9 @@ const TERMINAL_SIGNALS: [i32; 8] = [
     libc::SIGWINCH,
 ];
 
+/// Those of them that end a program by default.
+const ENDING_SIGNALS: [i32; 3] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT];
+
 /// One ghost, or a caller that becomes one.
 #[derive(Debug)]
 pub(crate) struct Ghost {
@@ -47,7 +50,9 @@ pub(crate) struct Ghost {
     committed: bool,
     /// Its report that waits for an answer from the other node.
     waiting: Option<u64>,
-    orders: Vec<(Order, SyncSender<i64>)>,
+    orders: Vec<(Order, Option<SyncSender<i64>>)>,
+    /// Number of the last order to stop or go on that was sent after its program.
+    moved: u32,
     /// The one whose order it carries out now.
     ordered: Option<SyncSender<i64>>,
     finish: Option<Order>,
@@ -57,6 +62,12 @@ impl Ghost {
     /// Whether it stands for a program that runs elsewhere already.
     pub(crate) fn is_committed(&self) -> bool {
         self.committed
+    }
+
+    /// The number of the next order to stop or go on for its program.
+    fn next_order(&mut self) -> u32 {
+        self.moved = self.moved.wrapping_add(1);
+        self.moved
     }
 }
 
@@ -137,6 +148,7 @@ impl Personality {
             committed: false,
             waiting: None,
             orders: Vec::new(),
+            moved: 0,
             ordered: None,
             finish: None,
         };
@@ -158,6 +170,7 @@ impl Personality {
 
     /// A process that was watched has ended.
     pub(crate) fn process_gone(self: &Arc<Self>, placement: Placement) {
+        self.release_streams(|holds| holds.over(placement));
         let pid = self.home.lock().unwrap().pid(placement);
         let Some(pid) = pid else { return };
         self.home_event(Event::CallerGone { pid });
@@ -241,6 +254,9 @@ impl Personality {
         let ours = sender.code == libc::SI_USER && sender.pid == 0;
         if !(ours && (signal == DOORBELL || signal == libc::SIGCONT)) {
             let terminal = sender.code == SI_KERNEL && TERMINAL_SIGNALS.contains(&signal);
+            if terminal && ENDING_SIGNALS.contains(&signal) {
+                self.hold_rest_of_group(call.pid, pid, signal);
+            }
             self.forward(pid, signal, sender, terminal);
         }
         self.answer_ghost(call.id, pid);
@@ -250,7 +266,16 @@ impl Personality {
     pub(crate) fn forward(&self, pid: u32, signal: i32, sender: SignalSender, terminal: bool) {
         let target = self.home.lock().unwrap().ghost(pid);
         if let Some((node, placement)) = target {
-            self.post(node, &Note::Signal { placement, signal, sender, terminal });
+            let confirm = self.holds.lock().unwrap().expects(placement, signal);
+            let note = |order| Note::Signal { placement, signal, sender, terminal, order, confirm };
+            if matches!(signal, libc::SIGSTOP | libc::SIGCONT) {
+                // Posted under the lock, so that orders arrive in the order of their numbers.
+                let mut ghosts = self.ghosts.lock().unwrap();
+                let Some(ghost) = ghosts.by_placement(placement, pid) else { return };
+                self.post(node, &note(ghost.next_order()));
+            } else {
+                self.post(node, &note(0));
+            }
         }
     }
 
@@ -265,9 +290,9 @@ impl Personality {
             && ghost.finish.is_none()
         {
             ghost.waiting = Some(call.id);
-            drop(ghosts);
             let sender = SignalSender { pid: 0, uid: 0, code: 0, value: 0 };
-            self.post(node, &Note::StopAsked { placement, signal, sender });
+            let order = ghost.next_order();
+            self.post(node, &Note::StopAsked { placement, signal, sender, order });
         } else {
             drop(ghosts);
             self.answer_ghost(call.id, pid);
@@ -297,7 +322,7 @@ impl Personality {
                     Some(order) => order,
                     None if ghost.ordered.is_none() && !ghost.orders.is_empty() => {
                         let (order, asked) = ghost.orders.remove(0);
-                        ghost.ordered = Some(asked);
+                        ghost.ordered = asked;
                         order
                     }
                     None => Order::Wait,
@@ -320,7 +345,7 @@ impl Personality {
                 return Err(libc::EAGAIN);
             }
             let (sender, receiver) = sync_channel(1);
-            ghost.orders.push((order, sender));
+            ghost.orders.push((order, Some(sender)));
             (Arc::clone(&ghost.handle), receiver)
         };
         pidfd_send_signal(handle.as_fd(), DOORBELL).map_err(|error| error.errno)?;
@@ -350,23 +375,35 @@ impl Personality {
             let _ = self.listener.answer(id, order.encode());
             return;
         }
+        let _ = pidfd_send_signal(handle.as_fd(), DOORBELL);
         if TaskStat::read(process).is_ok_and(|stat| stat.state == b'T') {
             let _ = pidfd_send_signal(handle.as_fd(), libc::SIGCONT);
         }
-        let _ = pidfd_send_signal(handle.as_fd(), DOORBELL);
     }
 
-    /// The placed program stopped or goes on by itself: its ghost does so, too, for its parent's wait.
-    pub(crate) fn mirror(&self, placement: Placement, signal: i32) {
+    /// The placed program stopped (by `signal`) or goes on by itself: its ghost does so, too, for its
+    /// parent's wait. Not if an order to stop or go on is on its way that the program had not seen: it
+    /// undoes this, or has it done already.
+    pub(crate) fn mirror(&self, placement: Placement, signal: i32, order: u32) {
         let pid = self.home.lock().unwrap().pid(placement);
         let Some(pid) = pid else { return };
-        let handle = {
+        let (handle, signal) = {
             let mut ghosts = self.ghosts.lock().unwrap();
             let Some(ghost) = ghosts.by_placement(placement, pid) else { return };
-            if ghost.finish.is_some() {
+            if ghost.finish.is_some() || ghost.moved != order {
                 return;
             }
-            Arc::clone(&ghost.handle)
+            let signal = match signal {
+                libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU
+                    if ghost.orders.len() < MAX_ORDERS =>
+                {
+                    ghost.orders.push((Order::StopBy(signal as u8), None));
+                    DOORBELL
+                }
+                libc::SIGCONT => libc::SIGCONT,
+                _ => libc::SIGSTOP,
+            };
+            (Arc::clone(&ghost.handle), signal)
         };
         let _ = pidfd_send_signal(handle.as_fd(), signal);
     }

@@ -147,6 +147,13 @@ impl Personality {
             // A parent outside the container (the launcher) has no number here.
             parent => TaskStatus::read(parent).map_or(0, |parent| at(&parent.ns_process)),
         };
+        let (group, session) = self.standing_of(&status);
+        Ok(Identity { parent, group, session, users: self.inner_users(&status) })
+    }
+
+    /// Process group and session of a process of this node that is not placed here.
+    pub(crate) fn standing_of(&self, status: &TaskStatus) -> (u32, u32) {
+        let at = |list: &[u32]| list.get(1).copied().unwrap_or(0);
         let (mut group, mut session) = (at(&status.ns_group), at(&status.ns_session));
         let bodies = self.bodies.lock().unwrap();
         if let Some((at_home, _)) = bodies.standing(group) {
@@ -164,7 +171,7 @@ impl Personality {
         {
             session = at_home;
         }
-        Ok(Identity { parent, group, session, users: self.inner_users(&status) })
+        (group, session)
     }
 
     fn inner_users(&self, status: &TaskStatus) -> (u32, u32) {

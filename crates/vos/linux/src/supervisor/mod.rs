@@ -23,6 +23,7 @@ pub(crate) mod sockets;
 
 use crate::core::Placement;
 use crate::core::away::{Away, Key};
+use crate::core::holds::Holds;
 use crate::core::home::{Command, Event, Home};
 use crate::core::sharing::Sharing;
 use crate::files::Files;
@@ -104,6 +105,7 @@ pub struct Personality {
     baseline: OnceLock<Baseline>,
     pub(crate) home: Mutex<Home>,
     pub(crate) away: Mutex<Away>,
+    pub(crate) holds: Mutex<Holds>,
     pub(crate) ghosts: Mutex<ghosts::Ghosts>,
     pub(crate) bodies: Mutex<bodies::Bodies>,
     pub(crate) programs: Mutex<programs::Programs>,
@@ -153,6 +155,7 @@ impl Personality {
             init: parts.init,
             baseline: OnceLock::new(),
             away: Mutex::default(),
+            holds: Mutex::default(),
             ghosts: Mutex::default(),
             bodies: Mutex::default(),
             programs: Mutex::default(),
@@ -224,7 +227,9 @@ impl Personality {
 
     /// Learns the baseline from a program that is held before its first instruction.
     pub(crate) fn learn_baseline(&self, untouched: u32) {
-        if let Ok(namespace) = File::open(format!("/proc/{untouched}/ns/pid")) {
+        if self.namespace.get().is_none()
+            && let Ok(namespace) = File::open(format!("/proc/{untouched}/ns/pid"))
+        {
             let _ = self.namespace.set(namespace);
         }
         if self.baseline.get().is_none()
@@ -342,12 +347,17 @@ impl Personality {
             std::thread::sleep(TICK);
             self.home_event(Event::Tick);
             self.away_event(crate::core::away::Event::Tick);
-            let waits = self.away.lock().unwrap().waits() || self.home.lock().unwrap().waits();
-            if !waits && !self.is_stopped() {
+            let now = self.now();
+            self.release_streams(|holds| holds.expire(now));
+            let waits = || {
+                self.away.lock().unwrap().waits()
+                    || self.home.lock().unwrap().waits()
+                    || !self.holds.lock().unwrap().is_empty()
+            };
+            if !waits() && !self.is_stopped() {
                 *self.ticking.lock().unwrap() = false;
                 // What began to wait between the question and the answer asks for itself.
-                let waits = self.away.lock().unwrap().waits() || self.home.lock().unwrap().waits();
-                if waits {
+                if waits() {
                     self.want_ticks();
                 }
             }

@@ -165,12 +165,10 @@ impl Personality {
                     outcome.changed.notify_all();
                 }
             }
-            LauncherEvent::Stopped { id, signal } => {
-                self.body_stopped(id, signal);
+            LauncherEvent::Stopped { id, signal, order } => {
+                self.body_stopped(id, Some(signal), order);
             }
-            LauncherEvent::Continued { id } => {
-                self.body_continued(id);
-            }
+            LauncherEvent::Continued { id, order } => self.body_stopped(id, None, order),
             _ => {}
         }
     }

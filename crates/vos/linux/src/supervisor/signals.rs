@@ -3,6 +3,9 @@
 
 use super::Personality;
 use super::bodies::may_signal;
+use crate::core::Placement;
+use crate::core::holds::Holds;
+use crate::core::home::Event;
 use crate::messages::{Answer, Note, Request, encode};
 use dvs_container::launch::SignalSender;
 use dvs_sys::seccomp::Notification;
@@ -21,6 +24,29 @@ pub(crate) struct Target {
     pub(crate) users: (u32, u32),
 }
 
+/// A ghost of a process group.
+#[derive(Debug)]
+struct Member {
+    pid: u32,
+    node: u16,
+    placement: Placement,
+    status: TaskStatus,
+}
+
+impl Member {
+    fn is_stopped(&self) -> bool {
+        self.status.state == b'T'
+    }
+}
+
+/// Whether a signal is given to all of a group at once. Stopping and going on are not: ghosts decide
+/// about them. Nor are real-time signals, which are counted.
+fn is_for_all_at_once(signal: i32) -> bool {
+    (1..32).contains(&signal)
+        && !is_terminal_stop(signal)
+        && !matches!(signal, libc::SIGSTOP | libc::SIGCONT)
+}
+
 fn is_terminal_stop(signal: i32) -> bool {
     matches!(signal, libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU)
 }
@@ -29,6 +55,11 @@ impl Personality {
     /// Lets the call go on, if only this node is concerned.
     pub(crate) fn kill_at_once(self: &Arc<Self>, call: &Notification) -> bool {
         let (target, signal) = (call.arguments[0] as i32, call.arguments[1] as i32);
+        if self.ghosts.lock().unwrap().pid_of(call.pid).is_some() {
+            // On behalf of its program, for somebody here.
+            let _ = self.listener.proceed(call.id);
+            return true;
+        }
         let needs_more = match target {
             1.. => {
                 let pid = target as u32;
@@ -59,7 +90,12 @@ impl Personality {
     pub(crate) fn kill(self: &Arc<Self>, call: &Notification) {
         match self.kill_elsewhere(call) {
             None => {
-                let _ = self.listener.proceed(call.id);
+                let (target, signal) = (call.arguments[0] as i32, call.arguments[1] as i32);
+                if self.listener.proceed(call.id).is_err() && target < -1 {
+                    // The caller has been killed meanwhile, and programs elsewhere have the signal
+                    // already: so have the rest of the group.
+                    let _ = self.launcher.signal(target, signal, None);
+                }
             }
             Some(0) => {
                 let _ = self.listener.answer(call.id, 0);
@@ -151,29 +187,114 @@ impl Personality {
         }
     }
 
-    /// A signal goes to a process group of this node: what the group's placed programs have started
-    /// elsewhere is in it, too.
+    /// A signal goes to a process group of this node: the group's placed programs have it before the
+    /// call goes on, and what they have started elsewhere, which is in the group, too.
     fn tell_group(&self, group: u32, signal: i32, sender: SignalSender) {
         if signal == 0 {
             return;
         }
+        let members = self.ghosts_of_group(group);
+        let may = |member: &Member| may_signal(sender.uid, self.users_of(&member.status));
+        let at_once = is_for_all_at_once(signal);
+        if at_once {
+            let placements: Vec<Placement> = members
+                .iter()
+                // A stopped one takes nothing, but is killed.
+                .filter(|member| signal == libc::SIGKILL || !member.is_stopped())
+                .filter(|member| may(member))
+                .map(|member| member.placement)
+                .collect();
+            self.hold_streams(signal, &placements);
+        }
+        for member in members {
+            let (placement, whole) = (member.placement, at_once && may(&member));
+            self.post(member.node, &Note::GroupSignal { placement, signal, sender, whole });
+            self.stop_after(member.pid, signal, sender);
+        }
+    }
+
+    /// A terminal has sent a signal to a ghost's whole group, and this is the first ghost that says so:
+    /// output is held back until all have said so and their programs have it.
+    pub(crate) fn hold_rest_of_group(&self, process: u32, pid: u32, signal: i32) {
+        let placement = self.home.lock().unwrap().ghost(pid).map(|(_, placement)| placement);
+        let Some(placement) = placement else { return };
+        if self.holds.lock().unwrap().expects(placement, signal) {
+            return;
+        }
+        let group = TaskStatus::read(process).ok();
+        let Some(group) = group.and_then(|status| status.ns_group.last().copied()) else { return };
+        let members = self.ghosts_of_group(group);
+        let placements: Vec<Placement> = members
+            .iter()
+            .filter(|member| !member.is_stopped())
+            .map(|member| member.placement)
+            .collect();
+        // The terminal has sent it to all that are here already.
+        if placements.len() > 1 {
+            self.hold_streams(signal, &placements);
+        }
+    }
+
+    /// The ghosts of this node in a process group (the container's number).
+    fn ghosts_of_group(&self, group: u32) -> Vec<Member> {
         let ghosts = self.home.lock().unwrap().ghosts().collect::<Vec<_>>();
-        for (pid, node, placement) in ghosts {
-            let process = self.ghosts.lock().unwrap().get(pid).map(|ghost| ghost.process);
-            let Some(process) = process else { continue };
-            let in_group = TaskStatus::read(process)
-                .is_ok_and(|status| status.ns_group.last() == Some(&group));
-            if in_group {
-                self.post(node, &Note::GroupSignal { placement, signal, sender });
-                self.stop_after(pid, signal, sender);
+        ghosts
+            .into_iter()
+            .filter_map(|(pid, node, placement)| {
+                let process = self.ghosts.lock().unwrap().get(pid).map(|ghost| ghost.process)?;
+                let status = TaskStatus::read(process).ok()?;
+                (status.ns_group.last() == Some(&group)).then_some(Member {
+                    pid,
+                    node,
+                    placement,
+                    status,
+                })
+            })
+            .collect()
+    }
+
+    fn hold_streams(&self, signal: i32, placements: &[Placement]) {
+        let now = self.now();
+        // Under the lock: nobody releases what is not held yet.
+        let mut holds = self.holds.lock().unwrap();
+        if holds.begin(now, signal, placements) {
+            for placement in placements {
+                self.carry.hold(self.key_of(*placement));
+            }
+            drop(holds);
+            self.want_ticks();
+        }
+    }
+
+    /// Something has happened to signals under way; lets go of the output that waited for it.
+    pub(crate) fn release_streams(
+        self: &Arc<Self>,
+        happened: impl FnOnce(&mut Holds) -> Vec<Placement>,
+    ) {
+        let freed = {
+            let mut holds = self.holds.lock().unwrap();
+            if holds.is_empty() {
+                return;
+            }
+            happened(&mut holds)
+        };
+        for placement in freed {
+            self.carry.release(self.key_of(placement));
+            let ended = self.holds.lock().unwrap().take_ended(placement);
+            if let Some((from, status)) = ended {
+                self.home_event(Event::Ended { from, placement, status });
             }
         }
     }
 
+    fn users_of(&self, status: &TaskStatus) -> (u32, u32) {
+        let inside = |id| self.baseline().map_or(id, |baseline| baseline.user(id));
+        (inside(status.uids[0]), inside(status.uids[2]))
+    }
+
     fn target(&self, pid: u32, process: u32) -> Option<Target> {
         let status = TaskStatus::read(process).ok()?;
-        let inside = |id| self.baseline().map_or(id, |baseline| baseline.user(id));
-        Some(Target { pid, users: (inside(status.uids[0]), inside(status.uids[2])) })
+        Some(Target { pid, users: self.users_of(&status) })
     }
 
     /// The processes of this node in a process group (the container's number).
