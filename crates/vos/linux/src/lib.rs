@@ -15,12 +15,12 @@
 //! | [`ports`], [`adapters`] | launcher, carrier, other nodes |
 //!
 //! Known gaps: resource usage of a placed program does not reach its parent (`time` shows 0), nor
-//! does the core-dump flag; a carried signal shows `SI_QUEUE` where it was `SI_USER` (pid and user id
-//! are right); a `SIGSTOP` by `tgkill`, `pidfd_send_signal` or from the host stops the ghost alone; an
+//! does the core-dump flag; a carried signal shows `SI_QUEUE` where it was `SI_USER` if its sender has
+//! changed its user id since it was placed; a `SIGSTOP` by `tgkill`, `pidfd_send_signal` or from the host stops the ghost alone; an
 //! interval timer set before exec still fires, but the program reads it as unset; `kill(-1)` reaches
-//! the programs of the node where it is called and the placed ones of these; a process group on
-//! several nodes gets a signal one program after the other, so that one may see another's end of file
-//! first; `/proc` shows the processes of its own node.
+//! the programs of the node where it is called and the placed ones of these; what the programs of a
+//! group do to each other through files, while its signal is on its way to all of them, is not held
+//! back; `/proc` shows the processes of its own node.
 
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,6 @@
 //! Programs of other nodes that run here: held, released, signalled, their end reported.
 
 use super::Personality;
-use super::ghosts::Ghost;
 use crate::core::Placement;
 use crate::core::away::{Command, Event, Key};
 use crate::messages::{Answer, Note, Prepare};
@@ -10,7 +9,6 @@ use dvs_carry::{Local, LocalDescriptor};
 use dvs_container::launch::{
     Bytes, DescriptorSource, DescriptorSpec, LaunchId, LaunchStep, SignalSender,
 };
-use dvs_sys::ghost::Order;
 use dvs_sys::process::{kill, pidfd_open};
 use dvs_sys::task::{TaskStatus, duplicate_descriptor};
 use std::cell::OnceCell;
@@ -349,7 +347,9 @@ impl Personality {
             _ if self.has_ghost(&sender) => {
                 let personality = Arc::clone(self);
                 let job = move || {
-                    personality.send_by_ghost(target, signal, sender);
+                    if personality.send_by_ghost(target, signal, sender) != Some(0) {
+                        let _ = personality.launcher.signal(target, signal, Some(sender));
+                    }
                     done();
                 };
                 // No room: rather without the exact code than not at all.
@@ -363,19 +363,6 @@ impl Personality {
                 let done = Box::new(move |_| done());
                 self.launcher.signal_then(target, signal, Some(sender), done);
             }
-        }
-    }
-
-    fn has_ghost(&self, sender: &SignalSender) -> bool {
-        sender.code == libc::SI_USER
-            && sender.pid > 1
-            && self.ghosts.lock().unwrap().get(sender.pid).is_some_and(Ghost::is_committed)
-    }
-
-    fn send_by_ghost(&self, target: i32, signal: i32, sender: SignalSender) {
-        let order = Order::Kill { target, signal: signal as u8 };
-        if self.order(sender.pid, order) != Ok(0) {
-            let _ = self.launcher.signal(target, signal, Some(sender));
         }
     }
 
@@ -417,7 +404,7 @@ impl Personality {
             body.clone()
         };
         let group = -(body.pid as i32);
-        if whole && sender.uid == 0 && self.has_ghost(&sender) {
+        if whole && sender.uid == 0 && signal != libc::SIGKILL && self.has_ghost(&sender) {
             let personality = Arc::clone(self);
             if self.deliveries.run(move || personality.send_by_ghost(group, signal, sender)).is_ok()
             {

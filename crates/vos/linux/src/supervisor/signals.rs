@@ -8,6 +8,7 @@ use crate::core::holds::Holds;
 use crate::core::home::Event;
 use crate::messages::{Answer, Note, Request, encode};
 use dvs_container::launch::SignalSender;
+use dvs_sys::ghost::Order;
 use dvs_sys::seccomp::Notification;
 use dvs_sys::task::TaskStatus;
 use std::sync::Arc;
@@ -169,8 +170,45 @@ impl Personality {
         } else {
             return libc::EINVAL;
         }
-        let plain = signal == 0 || signal == libc::SIGKILL || signal == libc::SIGSTOP || target < 0;
+        // These two show nobody their sender, and could keep its ghost from saying that it has sent them.
+        let silent = matches!(signal, libc::SIGKILL | libc::SIGSTOP);
+        if !silent
+            && self.has_ghost(&sender)
+            && let Some(errno) = self.send_by_ghost(target, signal, sender)
+        {
+            return errno;
+        }
+        let plain = signal == 0 || silent || target < 0;
         self.launcher.signal(target, signal, (!plain).then_some(sender)).err().unwrap_or(0)
+    }
+
+    /// Whether the sender of a plain signal runs elsewhere and has its ghost here, with its number and
+    /// user id: then the ghost can send for it, and everything about the sender is right.
+    pub(crate) fn has_ghost(&self, sender: &SignalSender) -> bool {
+        if sender.code != libc::SI_USER || sender.pid < 2 {
+            return false;
+        }
+        let process = {
+            let ghosts = self.ghosts.lock().unwrap();
+            ghosts.get(sender.pid).filter(|ghost| ghost.is_committed()).map(|ghost| ghost.process)
+        };
+        let user = |id| self.baseline().map_or(id, |baseline| baseline.user(id));
+        process.and_then(|process| TaskStatus::read(process).ok()).is_some_and(|status| {
+            let [real, effective, ..] = status.uids;
+            user(real) == sender.uid && user(effective) == sender.uid
+        })
+    }
+
+    /// Has the sender's ghost send a signal; errno, or `None` if the ghost did not say.
+    pub(crate) fn send_by_ghost(
+        &self,
+        target: i32,
+        signal: i32,
+        sender: SignalSender,
+    ) -> Option<i32> {
+        let signal = u8::try_from(signal).ok()?;
+        let result = self.order(sender.pid, Order::Kill { target, signal }).ok()?;
+        Some(i32::try_from(-result).unwrap_or(libc::EINVAL))
     }
 
     /// A ghost cannot see SIGSTOP: its program is stopped along with it.
