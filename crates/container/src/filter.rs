@@ -116,6 +116,7 @@ enum Rule {
     TrapPrctl,
     /// An entry of [`TRAPPED_FOR_OTHERS`].
     TrapOthers(usize),
+    TrapChildrenUsage,
     Ioctl,
 }
 
@@ -131,6 +132,7 @@ pub fn build(traps: &[u32], cookies: Cookies) -> dvs_sys::error::Result<Filter> 
             let rule = match i64::from(*number) {
                 libc::SYS_execveat if cookies.exec != 0 => Rule::TrapExecveat,
                 libc::SYS_prctl => Rule::TrapPrctl,
+                libc::SYS_getrusage => Rule::TrapChildrenUsage,
                 number => TRAPPED_FOR_OTHERS
                     .iter()
                     .position(|(other, _)| *other == number)
@@ -157,6 +159,7 @@ pub fn build(traps: &[u32], cookies: Cookies) -> dvs_sys::error::Result<Filter> 
         execveat: program.label(),
         prctl: program.label(),
         others: [program.label(), program.label(), program.label()],
+        usage: program.label(),
         ioctl: program.label(),
         native: program.label(),
     };
@@ -186,6 +189,10 @@ pub fn build(traps: &[u32], cookies: Cookies) -> dvs_sys::error::Result<Filter> 
         program.if_equal(0, labels.allow);
         program.jump(labels.trap);
     }
+    program.place(labels.usage);
+    program.load(seccomp::argument_low(0));
+    program.if_equal(libc::RUSAGE_CHILDREN as u32, labels.trap);
+    program.answer(Action::Allow);
     program.place(labels.execveat);
     program.load(seccomp::argument_high(4));
     program.if_equal(cookies.exec, labels.allow);
@@ -217,6 +224,7 @@ struct Labels {
     execveat: Label,
     prctl: Label,
     others: [Label; TRAPPED_FOR_OTHERS.len()],
+    usage: Label,
     ioctl: Label,
     native: Label,
 }
@@ -231,6 +239,7 @@ impl Labels {
             Rule::TrapExecveat => self.execveat,
             Rule::TrapPrctl => self.prctl,
             Rule::TrapOthers(index) => self.others.get(index).copied().unwrap_or(self.trap),
+            Rule::TrapChildrenUsage => self.usage,
             Rule::Ioctl => self.ioctl,
         }
     }
@@ -382,6 +391,20 @@ mod tests {
             assert_eq!(run(77, 0), Some(NOTIFY));
             assert_eq!(run(77, COOKIES.ours), Some(ALLOW));
         }
+    }
+
+    #[test]
+    fn only_the_usage_of_children_is_trapped() {
+        let number = libc::SYS_getrusage as u32;
+        let filter = build(&[number], COOKIES).unwrap();
+        let run = |who: i32, cookie| {
+            let who = u64::from(who.cast_unsigned());
+            filter.simulate(seccomp::X86_64, number, [who, 0, 0, 0, 0, cookie])
+        };
+        assert_eq!(run(libc::RUSAGE_CHILDREN, 0), Some(NOTIFY));
+        assert_eq!(run(libc::RUSAGE_CHILDREN, COOKIES.ours), Some(ALLOW));
+        assert_eq!(run(libc::RUSAGE_SELF, 0), Some(ALLOW));
+        assert_eq!(run(libc::RUSAGE_THREAD, 0), Some(ALLOW));
     }
 
     #[test]

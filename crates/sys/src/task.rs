@@ -146,7 +146,7 @@ impl TaskMemory {
     }
 }
 
-/// Writes into the memory of a task. For the ghost alone: a guest's own memory is never written.
+/// Writes into the memory of a task: where it has asked a call of its own to write.
 ///
 /// # Errors
 /// `EFAULT` where the memory is not there or not writable, `ESRCH`, `EPERM`.
@@ -301,6 +301,23 @@ pub struct TaskStat {
     pub started: u64,
     /// Scheduling policy (`SCHED_OTHER` is 0).
     pub policy: u32,
+    /// CPU time in clock ticks of [`TICKS_PER_SECOND`]: user, system.
+    pub cpu: (u64, u64),
+    /// The same of its waited-for children.
+    pub children_cpu: (u64, u64),
+    /// Page faults of its waited-for children: minor, major.
+    pub children_faults: (u64, u64),
+}
+
+/// Clock ticks of `/proc` and times(2) in a second (`USER_HZ`, the same on every x86-64).
+pub const TICKS_PER_SECOND: u64 = 100;
+
+/// What times(2) returns: clock ticks since some moment in the past.
+#[must_use]
+pub fn ticks_now() -> i64 {
+    let mut times = libc::tms { tms_utime: 0, tms_stime: 0, tms_cutime: 0, tms_cstime: 0 };
+    // SAFETY: the call writes into our variable alone.
+    unsafe { libc::times(&raw mut times) }
 }
 
 impl TaskStat {
@@ -329,6 +346,9 @@ impl TaskStat {
             nice: field(19)?.parse().ok()?,
             started: field(22)?.parse().ok()?,
             policy: field(41)?.parse().ok()?,
+            cpu: (field(14)?.parse().ok()?, field(15)?.parse().ok()?),
+            children_cpu: (field(16)?.parse().ok()?, field(17)?.parse().ok()?),
+            children_faults: (field(11)?.parse().ok()?, field(13)?.parse().ok()?),
         })
     }
 }
@@ -585,6 +605,7 @@ mod tests {
         let stat = TaskStat::read(std::process::id()).unwrap();
         assert_eq!(stat.parent, status.parent);
         assert!(stat.started > 0);
+        assert!(ticks_now() > 0);
         assert_eq!(TaskStatus::parse(b"Name:\tx\nTgid:\tnot a number\n"), None);
         assert_eq!(TaskStatus::parse(b""), None);
         assert_eq!(TaskStat::parse(b"1 (a) b) S 1"), None);

@@ -14,8 +14,8 @@
 //! | [`messages`] | what the personalities of a DC say to each other |
 //! | [`ports`], [`adapters`] | launcher, carrier, other nodes |
 //!
-//! Known gaps: resource usage of a placed program does not reach its parent (`time` shows 0), nor
-//! does the core-dump flag; a carried signal shows `SI_QUEUE` where it was `SI_USER` if its sender has
+//! Known gaps: resource usage of a placed program reaches `getrusage` and `times` of its ancestors, not
+//! their `wait4`, `waitid` and `/proc`; nor does the core-dump flag; a carried signal shows `SI_QUEUE` where it was `SI_USER` if its sender has
 //! changed its user id since it was placed; a `SIGSTOP` by `tgkill`, `pidfd_send_signal` or from the host stops the ghost alone; an
 //! interval timer set before exec still fires, but the program reads it as unset; `kill(-1)` reaches
 //! the programs of the node where it is called and the placed ones of these; what the programs of a

@@ -5,6 +5,7 @@
 
 use crate::core::Placement;
 use crate::core::sharing::Thing;
+use crate::core::usage::Usage;
 use dvs_carry::CarriedDescriptor;
 use dvs_container::launch::{LaunchSpec, MAX_STRINGS, SignalSender};
 use serde::de::DeserializeOwned;
@@ -254,6 +255,8 @@ pub enum Note {
         placement: Placement,
         /// Wait status.
         status: i32,
+        /// What it and its children used.
+        usage: Usage,
     },
     /// The program stopped.
     Stopped {
@@ -295,7 +298,7 @@ mod tests {
 
     #[test]
     fn frames_are_checked() {
-        let note = Note::Ended { placement: Placement(7), status: 9 };
+        let note = Note::Ended { placement: Placement(7), status: 9, usage: Usage::default() };
         let bytes = encode(&note).unwrap();
         assert_eq!(decode::<Note>(&bytes), Ok(note));
         assert_eq!(decode::<Note>(&bytes[..bytes.len() - 1]), Err(FrameError::Malformed));

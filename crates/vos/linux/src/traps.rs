@@ -2,7 +2,7 @@
 //! wait, exit, read, write, mmap, futex are never seen here.
 
 /// Numbers for the container's filter, each with what it is trapped for.
-pub const TRAPS: [(i64, &str); 26] = [
+pub const TRAPS: [(i64, &str); 28] = [
     (libc::SYS_execve, "placement"),
     (libc::SYS_execveat, "placement"),
     (libc::SYS_kill, "signals across nodes"),
@@ -22,6 +22,9 @@ pub const TRAPS: [(i64, &str); 26] = [
     (libc::SYS_mbind, "leaves no trace that could be carried"),
     // The container's filter traps two of its operations only.
     (libc::SYS_prctl, "signals at a parent's end; secure bits, which leave no trace"),
+    // The container's filter traps the usage of children only.
+    (libc::SYS_getrusage, "what placed children used"),
+    (libc::SYS_times, "what placed children used"),
     (libc::SYS_chroot, "another root directory"),
     (libc::SYS_personality, "leaves no trace that is cheap to look for"),
     (libc::SYS_shmget, "shared memory"),

@@ -11,6 +11,7 @@ pub mod away;
 pub mod holds;
 pub mod home;
 pub mod sharing;
+pub mod usage;
 
 #[cfg(test)]
 mod simulation;

@@ -3,6 +3,7 @@
 use super::Personality;
 use crate::core::Placement;
 use crate::core::away::{Command, Event, Key};
+use crate::core::usage::Usage;
 use crate::messages::{Answer, Note, Prepare};
 use crate::ports::{LaunchFailure, Launched};
 use dvs_carry::{Local, LocalDescriptor};
@@ -53,6 +54,8 @@ pub(crate) struct Bodies {
     by_pid: HashMap<u32, Key>,
     /// Being launched.
     expected: HashMap<Key, LaunchId>,
+    /// What those used that have ended, until their home knows.
+    used: HashMap<Key, Usage>,
 }
 
 impl Bodies {
@@ -259,23 +262,30 @@ impl Personality {
                 }
             }
             Command::Report(key, status) => {
-                self.post(key.home, &Note::Ended { placement: key.placement, status });
+                let usage = self.bodies.lock().unwrap().used.get(&key).copied();
+                let (placement, usage) = (key.placement, usage.unwrap_or_default());
+                self.post(key.home, &Note::Ended { placement, status, usage });
                 self.want_ticks();
             }
             Command::Query(key) => self.post(key.home, &Note::Query(key.placement)),
             Command::Forget(key) => {
-                self.bodies.lock().unwrap().remove(key);
+                let mut bodies = self.bodies.lock().unwrap();
+                bodies.remove(key);
+                bodies.used.remove(&key);
             }
         }
     }
 
     /// A launched program ended; true if it is a placed one.
-    pub(crate) fn body_exited(self: &Arc<Self>, id: LaunchId, status: i32) -> bool {
+    pub(crate) fn body_exited(self: &Arc<Self>, id: LaunchId, status: i32, usage: Usage) -> bool {
         let key = {
             let mut bodies = self.bodies.lock().unwrap();
             let Some(key) = bodies.by_id(id) else { return false };
             // Its pids may be used again from now on.
-            bodies.remove(key);
+            let body = bodies.remove(key);
+            // What its own children used on further nodes, this node's kernel does not know.
+            let elsewhere = body.map(|body| self.used_elsewhere(body.process));
+            bodies.used.insert(key, usage.and(elsewhere.unwrap_or_default()));
             key
         };
         self.carry.body_ended(Personality::away_key(key));

@@ -197,13 +197,15 @@ impl Personality {
             }
             return;
         }
+        let (pid, process) = (future.pid, future.process);
         if self.watch_ghost(future).is_err() {
             self.counters.stayed(caller.thread, Reason::Failed);
             self.home_event(Event::NotConverted(placement));
             return;
         }
         match self.convert(caller) {
-            Conversion::Ghost => {}
+            // By now the program may run already.
+            Conversion::Ghost => self.note_ancestors(pid, placement, process),
             Conversion::Own => {
                 if !is_dying(caller.thread) {
                     self.counters.stayed(caller.thread, Reason::Failed);

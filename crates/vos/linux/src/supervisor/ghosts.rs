@@ -2,6 +2,7 @@
 
 use super::Personality;
 use crate::core::home::{Command, Event};
+use crate::core::usage::Ancestor;
 use crate::core::{KILLED, Placement};
 use crate::messages::Note;
 use dvs_container::launch::SignalSender;
@@ -51,6 +52,8 @@ pub(crate) struct Ghost {
     /// Its report that waits for an answer from the other node.
     waiting: Option<u64>,
     orders: Vec<(Order, Option<SyncSender<i64>>)>,
+    /// Its parent and those above, once they have been looked at, until its program's end is known.
+    pub(crate) ancestors: Option<Vec<Ancestor>>,
     /// Number of the last order to stop or go on that was sent after its program.
     moved: u32,
     /// The one whose order it carries out now.
@@ -104,7 +107,7 @@ impl Ghosts {
         Some(ghost)
     }
 
-    fn by_placement(&mut self, placement: Placement, pid: u32) -> Option<&mut Ghost> {
+    pub(crate) fn by_placement(&mut self, placement: Placement, pid: u32) -> Option<&mut Ghost> {
         self.by_pid.get_mut(&pid).filter(|ghost| ghost.placement == placement)
     }
 }
@@ -148,6 +151,7 @@ impl Personality {
             committed: false,
             waiting: None,
             orders: Vec::new(),
+            ancestors: None,
             moved: 0,
             ordered: None,
             finish: None,

@@ -20,12 +20,14 @@ pub(crate) mod settings;
 pub(crate) mod shared;
 pub(crate) mod signals;
 pub(crate) mod sockets;
+pub(crate) mod usage;
 
 use crate::core::Placement;
 use crate::core::away::{Away, Key};
 use crate::core::holds::Holds;
 use crate::core::home::{Command, Event, Home};
 use crate::core::sharing::Sharing;
+use crate::core::usage::Accounts;
 use crate::files::Files;
 use crate::image::Baseline;
 use crate::messages::{Note, encode};
@@ -106,6 +108,7 @@ pub struct Personality {
     pub(crate) home: Mutex<Home>,
     pub(crate) away: Mutex<Away>,
     pub(crate) holds: Mutex<Holds>,
+    pub(crate) accounts: Mutex<Accounts>,
     pub(crate) ghosts: Mutex<ghosts::Ghosts>,
     pub(crate) bodies: Mutex<bodies::Bodies>,
     pub(crate) programs: Mutex<programs::Programs>,
@@ -156,6 +159,7 @@ impl Personality {
             baseline: OnceLock::new(),
             away: Mutex::default(),
             holds: Mutex::default(),
+            accounts: Mutex::default(),
             ghosts: Mutex::default(),
             bodies: Mutex::default(),
             programs: Mutex::default(),

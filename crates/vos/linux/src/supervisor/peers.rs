@@ -99,7 +99,10 @@ impl Personality {
                 }
             }
             Note::Query(placement) => self.home_event(home::Event::Query { from, placement }),
-            Note::Ended { placement, status } => {
+            Note::Ended { placement, status, usage } => {
+                if self.runs_on(placement, from) {
+                    self.account(placement, usage);
+                }
                 if !self.holds.lock().unwrap().postpones(placement, from, status) {
                     self.home_event(home::Event::Ended { from, placement, status });
                 }

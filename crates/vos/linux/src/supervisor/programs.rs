@@ -2,6 +2,7 @@
 //! `dvs ps`.
 
 use super::Personality;
+use crate::core::usage::Usage;
 use crate::ports::LaunchFailure;
 use crate::reason::Reason;
 use dvs_container::launch::{LaunchId, LaunchSpec, LauncherEvent};
@@ -156,7 +157,7 @@ impl Personality {
     pub fn launcher_event(self: &Arc<Self>, event: &LauncherEvent) {
         match *event {
             LauncherEvent::Exited { id, status, cpu, max_resident } => {
-                if self.body_exited(id, status) {
+                if self.body_exited(id, status, Usage { cpu, max_resident }) {
                     return;
                 }
                 let outcome = self.programs.lock().unwrap().running.remove(&id);

@@ -145,6 +145,7 @@ impl Personality {
             libc::SYS_prlimit64 | libc::SYS_setpriority | libc::SYS_getpriority => {
                 return self.setting_at_once(call);
             }
+            libc::SYS_getrusage | libc::SYS_times => return self.usage_at_once(call),
             _ => return self.shared_at_once(call),
         }
         true
@@ -164,6 +165,7 @@ impl Personality {
             libc::SYS_prlimit64 | libc::SYS_setpriority | libc::SYS_getpriority => {
                 self.setting(call);
             }
+            libc::SYS_getrusage | libc::SYS_times => self.usage(call),
             _ => self.shared(call),
         }
     }
