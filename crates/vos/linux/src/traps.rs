@@ -2,10 +2,11 @@
 //! wait, exit, read, write, mmap, futex are never seen here.
 
 /// Numbers for the container's filter, each with what it is trapped for.
-pub const TRAPS: [(i64, &str); 28] = [
+pub const TRAPS: [(i64, &str); 29] = [
     (libc::SYS_execve, "placement"),
     (libc::SYS_execveat, "placement"),
     (libc::SYS_kill, "signals across nodes"),
+    (libc::SYS_rt_sigqueueinfo, "signals across nodes"),
     (libc::SYS_getppid, "parents of placed programs"),
     (libc::SYS_getpgid, "process groups of placed programs"),
     (libc::SYS_getpgrp, "process groups of placed programs"),

@@ -339,8 +339,13 @@ impl Personality {
                 }
                 done();
             }
-            // What was asked of the launcher before has been done when it answers this.
-            _ if got => self.launcher.signal_then(target, 0, None, Box::new(move |_| done())),
+            _ if got => {
+                // What waited to be done, and what was asked of the launcher before, has been done when
+                // it answers this. Without room nobody is told, and who waits does so for a bounded time.
+                let launcher = Arc::clone(&self.launcher);
+                let done = Box::new(move |_| done());
+                let _ = self.deliveries.run(move || launcher.signal_then(target, 0, None, done));
+            }
             _ if terminal => {
                 // Its own group here: the program and what it started in that group.
                 let personality = Arc::clone(self);
@@ -416,8 +421,12 @@ impl Personality {
         let group = -(body.pid as i32);
         if whole && sender.uid == 0 && signal != libc::SIGKILL && self.has_ghost(&sender) {
             let personality = Arc::clone(self);
-            if self.deliveries.run(move || personality.send_by_ghost(group, signal, sender)).is_ok()
-            {
+            let job = move || {
+                if personality.send_by_ghost(group, signal, sender) != Some(0) {
+                    let _ = personality.launcher.signal(group, signal, Some(sender));
+                }
+            };
+            if self.deliveries.run(job).is_ok() {
                 return;
             }
         }

@@ -135,6 +135,7 @@ impl Personality {
             number if number == i64::from(dvs_sys::ghost::REPORT_CALL) => self.report(call),
             libc::SYS_execve | libc::SYS_execveat => return self.exec_at_once(call),
             libc::SYS_kill => return self.kill_at_once(call),
+            libc::SYS_rt_sigqueueinfo => return self.queue_at_once(call),
             libc::SYS_getppid
             | libc::SYS_getpgid
             | libc::SYS_getpgrp
@@ -155,6 +156,7 @@ impl Personality {
         match i64::from(call.number) {
             libc::SYS_execve | libc::SYS_execveat => self.exec(call),
             libc::SYS_kill => self.kill(call),
+            libc::SYS_rt_sigqueueinfo => self.queue(call),
             libc::SYS_getppid
             | libc::SYS_getpgid
             | libc::SYS_getpgrp

@@ -10,12 +10,14 @@ use crate::messages::{Answer, Note, Request, encode};
 use dvs_container::launch::SignalSender;
 use dvs_sys::ghost::Order;
 use dvs_sys::seccomp::Notification;
-use dvs_sys::task::TaskStatus;
+use dvs_sys::task::{TaskMemory, TaskStatus};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// How long another node may take to send a signal.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// `si_code` of `tgkill`.
+const SI_TKILL: i32 = -6;
 
 /// A process as far as signals go.
 #[derive(Debug, Clone, Copy)]
@@ -46,6 +48,16 @@ fn is_for_all_at_once(signal: i32) -> bool {
     (1..32).contains(&signal)
         && !is_terminal_stop(signal)
         && !matches!(signal, libc::SIGSTOP | libc::SIGCONT)
+}
+
+/// Code and value of the `siginfo_t` of `rt_sigqueueinfo`. Who sends it is not taken from there: it
+/// decides about permission.
+fn queued_by(task: u32, address: u64) -> Result<(i32, u64), i32> {
+    // si_code at 8, si_value at 24.
+    let bytes = TaskMemory::new(task).bytes(address, 32).map_err(|error| error.errno)?;
+    let four = |at: usize| bytes.get(at..).and_then(|rest| rest.first_chunk::<4>().copied());
+    let word = |at| four(at).map_or(0, u32::from_ne_bytes);
+    Ok((word(8).cast_signed(), u64::from(word(24)) | u64::from(word(28)) << 32))
 }
 
 fn is_terminal_stop(signal: i32) -> bool {
@@ -111,9 +123,7 @@ impl Personality {
     fn kill_elsewhere(&self, call: &Notification) -> Option<i32> {
         let (target, signal) = (call.arguments[0] as i32, call.arguments[1] as i32);
         let status = TaskStatus::read(call.pid).ok()?;
-        let uid = self.baseline().map_or(status.uids[0], |baseline| baseline.user(status.uids[0]));
-        let sender =
-            SignalSender { pid: status.inner_process(), uid, code: libc::SI_USER, value: 0 };
+        let sender = self.sender_of(&status);
         if target > 0 {
             let pid = target as u32;
             if let Some((home, _)) = self.body_home(pid) {
@@ -142,6 +152,47 @@ impl Personality {
         }
         self.tell_group(group, signal, sender);
         None
+    }
+
+    /// Lets a signal with a value (`sigqueue`) go on if its target is on this node.
+    pub(crate) fn queue_at_once(&self, call: &Notification) -> bool {
+        let target = call.arguments[0] as i32;
+        let here = u32::try_from(target).map_or(true, |pid| pid == 0 || !self.is_foreign(pid));
+        if here {
+            let _ = self.listener.proceed(call.id);
+        }
+        here
+    }
+
+    /// Sends a signal with a value to another node.
+    pub(crate) fn queue(&self, call: &Notification) {
+        let [target, signal, information, ..] = call.arguments;
+        let (target, signal) = (target as i32, signal as i32);
+        let errno = match queued_by(call.pid, information) {
+            Err(errno) => errno,
+            // What only the kernel may claim.
+            Ok((code, _)) if code >= 0 || code == SI_TKILL => libc::EPERM,
+            Ok((code, value)) => match (self.sender(call), self.foreign_owner(target as u32)) {
+                (Some(sender), Some(owner)) => {
+                    let sender = SignalSender { code, value, ..sender };
+                    self.ask_signal(owner, target, signal, sender)
+                }
+                _ => libc::ESRCH,
+            },
+        };
+        let _ = match errno {
+            0 => self.listener.answer(call.id, 0),
+            errno => self.listener.fail(call.id, errno),
+        };
+    }
+
+    fn sender(&self, call: &Notification) -> Option<SignalSender> {
+        TaskStatus::read(call.pid).ok().map(|status| self.sender_of(&status))
+    }
+
+    fn sender_of(&self, status: &TaskStatus) -> SignalSender {
+        let uid = self.users_of(status).0;
+        SignalSender { pid: status.inner_process(), uid, code: libc::SI_USER, value: 0 }
     }
 
     fn ask_signal(&self, node: u16, target: i32, signal: i32, sender: SignalSender) -> i32 {
@@ -345,5 +396,31 @@ impl Personality {
                 (status.ns_group.get(1) == Some(&group)).then(|| self.target(pid, process))?
             })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_and_value_of_a_queued_signal_are_read() {
+        let mut information = [0_u32; 32];
+        information[2] = libc::SI_QUEUE.cast_unsigned();
+        (information[6], information[7]) = (1, 2);
+        let own = std::process::id();
+        let queued = queued_by(own, information.as_ptr() as u64);
+        assert_eq!(queued, Ok((libc::SI_QUEUE, 1 | 2 << 32)));
+        assert_eq!(queued_by(own, 8), Err(libc::EFAULT));
+    }
+
+    #[test]
+    fn stopping_and_counted_signals_are_not_for_all_at_once() {
+        for signal in [0, libc::SIGSTOP, libc::SIGCONT, libc::SIGTSTP, libc::SIGTTIN, 32, 64] {
+            assert!(!is_for_all_at_once(signal), "{signal}");
+        }
+        for signal in [libc::SIGTERM, libc::SIGKILL, libc::SIGINT, libc::SIGUSR1] {
+            assert!(is_for_all_at_once(signal), "{signal}");
+        }
     }
 }
