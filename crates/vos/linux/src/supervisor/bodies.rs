@@ -410,13 +410,14 @@ impl Personality {
         sender: SignalSender,
         whole: bool,
     ) {
-        let body = {
+        let (body, sender_is_here) = {
             let mut bodies = self.bodies.lock().unwrap();
+            let sender_is_here = bodies.by_pid(sender.pid).is_some();
             let Some(body) = bodies.by_key.get_mut(&key) else { return };
             if whole && signal != libc::SIGKILL {
                 body.got_with_group |= 1 << (signal - 1);
             }
-            body.clone()
+            (body.clone(), sender_is_here)
         };
         let group = -(body.pid as i32);
         if whole && sender.uid == 0 && signal != libc::SIGKILL && self.has_ghost(&sender) {
@@ -430,7 +431,9 @@ impl Personality {
                 return;
             }
         }
-        if whole && sender.uid == 0 {
+        // A sender that runs here has its own number, so nobody can send to a group in its name; to one
+        // after the other a signal can be queued that names it.
+        if whole && sender.uid == 0 && (!sender_is_here || signal == libc::SIGKILL) {
             let sender = (signal != libc::SIGKILL).then_some(sender);
             self.launcher.signal_then(group, signal, sender, Box::new(|_| ()));
             return;
