@@ -4,6 +4,7 @@ use crate::client::check_hello;
 use crate::host::{Host, Program};
 use crate::hosts;
 use crate::protocol::{Ended, Failure, Hello, Request, Response};
+use crate::streams;
 use crate::uplink;
 use crate::wire::{self, WireError};
 use dvs_sys::descriptor;
@@ -48,10 +49,14 @@ pub(crate) fn may_command(daemon: u32, peer: u32) -> bool {
 
 /// The way back to the command; programs that end use it from their own threads.
 #[derive(Clone)]
-struct Answers(Arc<Mutex<UnixStream>>);
+pub(crate) struct Answers(Arc<Mutex<UnixStream>>);
 
 impl Answers {
-    fn send(&self, response: &Response, fds: &[BorrowedFd<'_>]) -> Result<(), WireError> {
+    pub(crate) fn send(
+        &self,
+        response: &Response,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(), WireError> {
         wire::send(&self.0.lock().unwrap_or_else(PoisonError::into_inner), response, fds)
     }
 }
@@ -118,8 +123,15 @@ fn converse(
                 *running = follow(answers, started)?;
             }
             Request::Exec(container, program) => {
-                let started = host.exec(&container, *program, descriptors);
+                let started = host.exec_told(&container, *program, descriptors);
                 *running = follow(answers, started)?;
+            }
+            Request::Manage(manage) => {
+                let followed = streams::manage(host, manage, answers)?;
+                // The earlier one is over, or nobody looks at it any more.
+                if let Some(before) = followed.and_then(|followed| running.replace(followed)) {
+                    before.abandon();
+                }
             }
             Request::Stop { force } => {
                 let stopped = host.may_stop(force);
@@ -192,13 +204,13 @@ fn answer(host: &Arc<Host>, request: Request) -> Result<Response, Failure> {
         Request::Link(peers) => host.link(&peers).map(|()| Response::Done),
         Request::Processes(of) => host.processes(of.as_deref()).map(Response::Processes),
         Request::Containers => Ok(Response::Containers(host.containers())),
-        Request::Remove(name) => host.remove(&name).map(|()| Response::Done),
         Request::Cluster => Ok(Response::Nodes(hosts::nodes(host))),
         Request::Token { life, uses } => {
             hosts::membership(host)?.token(life, uses).map(Response::Token)
         }
         Request::RemoveNode(name) => hosts::remove(host, &name).map(|()| Response::Done),
         Request::Rotate => hosts::rotate(host).map(|()| Response::Done),
+        Request::Remove(name) => host.remove(&name, true).map(|()| Response::Done),
         other => Err(Failure::new(format!("{} is no question", brief(&other)))),
     }
 }
@@ -214,6 +226,9 @@ fn brief(request: &Request) -> String {
         ),
         Request::Exec(name, program) => {
             format!("exec in {name}: {} arguments", program.arguments.len())
+        }
+        Request::Manage(crate::managing::ManageRequest::Run(options, program, _)) => {
+            format!("run {:?} detached: {} arguments", options.name, program.arguments.len())
         }
         other => format!("{other:?}"),
     }

@@ -185,6 +185,7 @@ impl Ready {
         if let Some(control) = control {
             control::start(&host, control);
         }
+        host.revive();
         loop {
             let mut waits = vec![
                 Poll::readable(listener.as_fd()),

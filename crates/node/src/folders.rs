@@ -8,6 +8,7 @@
 //!     nodes/NAME/           its daemons
 //! STATE/                    0700; /var/lib/dvs for root, else $XDG_STATE_HOME/dvs
 //!   dc-ID/                  files of one container: lock, upper
+//!   kept/NODE/ID/           a detached container, also ended: record, output
 //! ```
 //!
 //! Every folder's owner holds a lock on its file `lock`, which the kernel drops however the

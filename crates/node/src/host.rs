@@ -87,6 +87,8 @@ pub(crate) struct Host {
     homes: Mutex<BTreeMap<String, Slot>>,
     /// A container was made, or was not.
     homes_changed: Condvar,
+    detached: crate::detached::Registry,
+    events: crate::events::Events,
     /// The daemon ends: no container is made any more.
     ending: AtomicBool,
     parts: Mutex<BTreeMap<u64, PartSlot>>,
@@ -131,6 +133,8 @@ impl Host {
             endpoint,
             homes: Mutex::default(),
             homes_changed: Condvar::new(),
+            detached: crate::detached::Registry::load(&config),
+            events: crate::events::Events::new(&config.name),
             ending: AtomicBool::new(false),
             parts: Mutex::default(),
             names: Mutex::new(BTreeMap::from([(config.id, config.name.clone())])),
@@ -235,6 +239,21 @@ impl Host {
         self.config.clock_offset.saturating_mul(1_000_000_000)
     }
 
+    /// Containers that live without a command.
+    pub(crate) fn detached(&self) -> &crate::detached::Registry {
+        &self.detached
+    }
+
+    /// What happens here.
+    pub(crate) fn events(&self) -> &crate::events::Events {
+        &self.events
+    }
+
+    /// Everything on it is being ended.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.ending.load(Ordering::SeqCst)
+    }
+
     /// Readable when the daemon is to end.
     pub(crate) fn stopping(&self) -> BorrowedFd<'_> {
         self.stop.as_fd()
@@ -294,10 +313,11 @@ impl Host {
                 scope.spawn(|| part.end());
             }
         });
+        self.settle_detached(END_PATIENCE);
         self.dvk.close();
     }
 
-    fn running(&self) -> Vec<Arc<Home>> {
+    pub(crate) fn running(&self) -> Vec<Arc<Home>> {
         let homes = lock(&self.homes);
         let running = homes.values().filter_map(|slot| match slot {
             Slot::Running(home) => Some(Arc::clone(home)),
@@ -365,8 +385,32 @@ impl Host {
         descriptors: Vec<OwnedFd>,
         notify: Notify,
     ) -> Result<Started, Failure> {
-        let members = self.members(options.nodes)?;
-        let (name, id) = self.reserve(options.name.as_deref())?;
+        let reserved = self.reserve(options.name.as_deref(), false);
+        self.run_reserved(reserved, options, program, descriptors, notify)
+    }
+
+    /// The same for a detached container, whose name is its own already.
+    pub(crate) fn run_kept(
+        self: &Arc<Self>,
+        options: ContainerOptions,
+        program: ProgramOptions,
+        descriptors: Vec<OwnedFd>,
+        notify: Notify,
+    ) -> Result<Started, Failure> {
+        let reserved = self.reserve(options.name.as_deref(), true);
+        self.run_reserved(reserved, options, program, descriptors, notify)
+    }
+
+    fn run_reserved(
+        self: &Arc<Self>,
+        reserved: Result<(String, u64), Failure>,
+        options: ContainerOptions,
+        program: ProgramOptions,
+        descriptors: Vec<OwnedFd>,
+        notify: Notify,
+    ) -> Result<Started, Failure> {
+        let (name, id) = reserved?;
+        let members = self.members(options.nodes).inspect_err(|_| self.forget(&name))?;
         let made = self.make_home(options, &program, members, &name, id, notify);
         let home = match made {
             Ok(home) if !self.ending.load(Ordering::SeqCst) => home,
@@ -463,7 +507,8 @@ impl Host {
         Ok(members)
     }
 
-    fn reserve(&self, wanted: Option<&str>) -> Result<(String, u64), Failure> {
+    /// Takes a name and a number. `kept`: the name is a detached container's own.
+    fn reserve(&self, wanted: Option<&str>, kept: bool) -> Result<(String, u64), Failure> {
         let mut homes = lock(&self.homes);
         if self.ending.load(Ordering::SeqCst) {
             return Err(self.is_ending());
@@ -482,10 +527,16 @@ impl Host {
                         "a container called {name} runs already; choose another name, or end it: dvs dc rm {name}"
                     )));
                 }
+                if !kept && self.detached.get(name).is_some() {
+                    return Err(Failure::new(format!(
+                        "a container called {name} is kept; choose another name, start it again (dvs start {name}), or remove it: dvs rm {name}"
+                    )));
+                }
                 name.to_owned()
             }
             None => {
-                let free = |name: &String| !homes.contains_key(name);
+                let free =
+                    |name: &String| !homes.contains_key(name) && self.detached.get(name).is_none();
                 let candidates = (0..1000).map(|turn| names::made_up(fresh_number(turn)));
                 candidates
                     .into_iter()
@@ -495,6 +546,11 @@ impl Host {
         };
         homes.insert(name.clone(), Slot::Reserved(id));
         Ok((name, id))
+    }
+
+    /// A free name, taken until it is forgotten.
+    pub(crate) fn free_name(&self, wanted: Option<&str>) -> Result<String, Failure> {
+        self.reserve(wanted, false).map(|(name, _)| name)
     }
 
     /// The container is gone: its name is free.
@@ -507,12 +563,15 @@ impl Host {
         Failure::new(format!("node {} is being stopped; try another one", self.config.name))
     }
 
-    fn home(&self, name: &str) -> Result<Arc<Home>, Failure> {
+    pub(crate) fn home(&self, name: &str) -> Result<Arc<Home>, Failure> {
         match lock(&self.homes).get(name) {
             Some(Slot::Running(home)) => Ok(Arc::clone(home)),
             Some(Slot::Reserved(_)) => {
                 Err(Failure::new(format!("container {name} is being made; try again in a moment")))
             }
+            None if self.detached.get(name).is_some() => Err(Failure::new(format!(
+                "container {name} does not run; start it: dvs start {name}"
+            ))),
             None => Err(Failure::new(format!(
                 "no container is called {name}; the running ones: dvs dc ls"
             ))),
@@ -527,6 +586,11 @@ impl Host {
         descriptors: Vec<OwnedFd>,
     ) -> Result<Started, Failure> {
         let home = self.home(container)?;
+        if home.is_frozen() {
+            return Err(Failure::new(format!(
+                "container {container} is paused; let it go on first: dvs unpause {container}"
+            )));
+        }
         let (running, terminal) = home.start(&program, descriptors, false)?;
         Ok(Started {
             container: container.to_owned(),
@@ -569,11 +633,44 @@ impl Host {
         self.running().iter().map(|home| home.info()).collect()
     }
 
-    /// Ends a container.
-    pub(crate) fn remove(&self, name: &str) -> Result<(), Failure> {
-        let home = self.home(name)?;
-        home.end();
-        self.forget(name);
+    /// Waits until a container is no longer here; false: it still is after this time.
+    pub(crate) fn wait_gone(&self, home: &Arc<Home>, patience: Duration) -> bool {
+        let here = |homes: &mut BTreeMap<String, Slot>| {
+            homes
+                .values()
+                .any(|slot| matches!(slot, Slot::Running(other) if Arc::ptr_eq(other, home)))
+        };
+        let waited = self.homes_changed.wait_timeout_while(lock(&self.homes), patience, here);
+        !here(&mut waited.unwrap_or_else(PoisonError::into_inner).0)
+    }
+
+    /// Makes a container free of name, to be kept or not, known by another one. `change` is called
+    /// while nobody can take the name.
+    pub(crate) fn rename_home(
+        &self,
+        name: &str,
+        to: &str,
+        change: impl FnOnce(),
+    ) -> Result<(), Failure> {
+        names::check("container", to)?;
+        let mut homes = lock(&self.homes);
+        if homes.contains_key(to) || self.detached.get(to).is_some() {
+            return Err(Failure::new(format!(
+                "a container called {to} is there already; choose another name"
+            )));
+        }
+        if matches!(homes.get(name), Some(Slot::Reserved(_))) {
+            return Err(Failure::new(format!(
+                "container {name} is being made; try again in a moment"
+            )));
+        }
+        if let Some(slot) = homes.remove(name) {
+            if let Slot::Running(home) = &slot {
+                home.rename(to);
+            }
+            homes.insert(to.to_owned(), slot);
+        }
+        change();
         Ok(())
     }
 
@@ -702,6 +799,19 @@ impl Host {
             Call::Meet { .. } => {
                 Answer::Failed("only a command's own node brings others together".into())
             }
+            Call::Freeze { dc, frozen } => self.part_of(dc, from).map_or_else(
+                || unknown(dc),
+                |part| match part.freeze(frozen) {
+                    Ok(()) => Answer::Done,
+                    Err(failure) => Answer::Failed(failure.message),
+                },
+            ),
+            Call::Usage { dc } => self
+                .part_of(dc, from)
+                .map_or_else(|| unknown(dc), |part| Answer::Usage(Box::new(part.usage()))),
+            Call::Limit { dc, limits } => self
+                .part_of(dc, from)
+                .map_or_else(|| unknown(dc), |part| Answer::Limited(part.limit(&limits))),
             Call::Join(_) => Answer::Failed("only a container's home may ask to join it".into()),
         }
     }
@@ -793,7 +903,7 @@ fn unknown(dc: u64) -> Answer {
     Answer::Failed(format!("container {dc:x} has no part here"))
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -5,6 +5,7 @@
 //! has none, and `Run` and `Exec`, which are answered by `Started` and later by `Ended`. The end of
 //! the connection ends the program of an `Exec` and the container of a `Run`.
 
+use crate::managing::{ManageRequest, ManageResponse};
 use dvs_pm::placement::Policy;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -64,6 +65,8 @@ pub enum Request {
     Containers,
     /// End a container and remove it. Answer: `Done`.
     Remove(String),
+    /// About containers that are there, or shall live without a connection.
+    Manage(ManageRequest),
     /// End the daemon. Answer: `Done`, then the daemon ends all that it runs.
     Stop {
         /// Also when containers run on it.
@@ -111,6 +114,8 @@ pub enum Response {
     Processes(Vec<ProcessInfo>),
     /// To `Containers`.
     Containers(Vec<ContainerInfo>),
+    /// To `Manage`.
+    Manage(ManageResponse),
     /// It did not work.
     Failed(Failure),
     /// To `Cluster`.
@@ -155,7 +160,7 @@ pub struct Peer {
 }
 
 /// A daemon.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct NodeInfo {
     /// Its name.
     pub name: String,
@@ -283,6 +288,12 @@ pub struct ContainerOptions {
     pub memory: Option<u64>,
     /// Limit of processes and threads on each node.
     pub pids: Option<u32>,
+    /// What users call it by, (name, value).
+    pub labels: Vec<(String, String)>,
+    /// Signal that asks its first program to end; none: SIGTERM.
+    pub stop_signal: Option<i32>,
+    /// Seconds until it is ended by force after that; none: 10.
+    pub stop_seconds: Option<u32>,
 }
 
 /// Size of a terminal.

@@ -11,6 +11,7 @@ use super::program;
 use super::users;
 use crate::folders::OwnedFolder;
 use crate::host::{Host, Program};
+use crate::managing::{NewLimits, Usage};
 use crate::protocol::{
     ContainerInfo, ContainerOptions, Ended, EndedHow, Failure, ImageOption, NetworkOption,
     NodeStatistics, ProcessInfo, ProgramOptions, Statistics, Text,
@@ -23,11 +24,14 @@ use dvs_sys::clock;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a node may take to build its part.
 const JOIN_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a node may take to say what its part uses.
+const USAGE_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a node may take to end its part.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -69,7 +73,11 @@ pub(crate) struct Home {
     others: Mutex<BTreeSet<u16>>,
     folder: Mutex<Option<OwnedFolder>>,
     image_root: PathBuf,
-    info: ContainerInfo,
+    info: Mutex<ContainerInfo>,
+    options: ContainerOptions,
+    /// The program whose end is the container's.
+    first: OnceLock<ProgramRef>,
+    frozen: AtomicBool,
     environment: Vec<Text>,
     notify: Notify,
     warnings: Vec<String>,
@@ -218,7 +226,10 @@ impl Home {
             others: Mutex::new(others.iter().copied().collect()),
             folder: Mutex::new(Some(folder)),
             image_root,
-            info,
+            info: Mutex::new(info),
+            options,
+            first: OnceLock::new(),
+            frozen: AtomicBool::new(false),
             environment,
             notify,
             warnings,
@@ -270,7 +281,121 @@ impl Home {
 
     /// For lists.
     pub(crate) fn info(&self) -> ContainerInfo {
-        self.info.clone()
+        self.info.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Its name now.
+    pub(crate) fn name(&self) -> String {
+        self.info().name
+    }
+
+    /// Makes it known by another name; its host name stays.
+    pub(crate) fn rename(&self, to: &str) {
+        self.info.lock().unwrap_or_else(PoisonError::into_inner).name = to.to_owned();
+    }
+
+    /// What it was made with.
+    pub(crate) fn options(&self) -> &ContainerOptions {
+        &self.options
+    }
+
+    /// The program whose end is the container's, once it runs.
+    pub(crate) fn first(&self) -> Option<&ProgramRef> {
+        self.first.get()
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// When it does not run (any more).
+    pub(crate) fn signal_first(&self, signal: i32) -> Result<(), Failure> {
+        let gone = || Failure::new(format!("container {} does not run", self.name()));
+        let first = self.first.get().ok_or_else(gone)?;
+        match self.part.personality.signal_program(first, signal, false) {
+            Ok(()) => Ok(()),
+            Err(libc::ESRCH | libc::ESHUTDOWN) => Err(gone()),
+            Err(errno) => Err(Failure::new(format!(
+                "signal {signal} to container {}: {}",
+                self.name(),
+                crate::folders::reason(&std::io::Error::from_raw_os_error(errno))
+            ))),
+        }
+    }
+
+    /// Whether it is paused.
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.frozen.load(Ordering::SeqCst)
+    }
+
+    /// Stops all its programs on all nodes, or lets them go on.
+    ///
+    /// # Errors
+    /// The first node's that did not; then those that did go on again.
+    pub(crate) fn freeze(&self, frozen: bool) -> Result<(), Failure> {
+        let others: Vec<u16> = self.others().iter().copied().collect();
+        let dc = self.description.id;
+        let ask = |frozen: bool| {
+            let mut result = self.part.freeze(frozen);
+            for (node, answer) in
+                self.host.ask_all(&others, LEAVE_PATIENCE, || Call::Freeze { dc, frozen }).wait()
+            {
+                if !matches!(answer, Ok(Answer::Done)) {
+                    result = result.and(Err(self.host.failure(node, &answer)));
+                }
+            }
+            result
+        };
+        let result = ask(frozen);
+        match (&result, frozen) {
+            (Ok(()), _) => self.frozen.store(frozen, Ordering::SeqCst),
+            (Err(_), true) => {
+                if let Err(failure) = ask(false) {
+                    log::warn!("{failure}");
+                }
+            }
+            (Err(_), false) => {}
+        }
+        result
+    }
+
+    /// What it uses on each node that answers.
+    pub(crate) fn usage(&self) -> Vec<Usage> {
+        let name = self.name();
+        let others: Vec<u16> = self.others().iter().copied().collect();
+        let dc = self.description.id;
+        let asked = self.host.ask_all(&others, USAGE_PATIENCE, || Call::Usage { dc });
+        let mut all = vec![(self.host.node(), self.part.usage())];
+        for (node, answer) in asked.wait() {
+            match answer {
+                Ok(Answer::Usage(usage)) => all.push((node, *usage)),
+                other => log::warn!("{}", self.host.failure(node, &other)),
+            }
+        }
+        let named = |(node, usage): (u16, Usage)| Usage {
+            container: name.clone(),
+            node: self.name_of(node),
+            ..usage
+        };
+        all.into_iter().map(named).collect()
+    }
+
+    /// Gives it other limits on every node; what could not be changed, a sentence each.
+    pub(crate) fn limit(&self, limits: &NewLimits) -> Vec<String> {
+        let others: Vec<u16> = self.others().iter().copied().collect();
+        let dc = self.description.id;
+        let call = || Call::Limit { dc, limits: limits.clone() };
+        let asked = self.host.ask_all(&others, LEAVE_PATIENCE, call);
+        let mut warnings = self.part.limit(limits);
+        for (node, answer) in asked.wait() {
+            match answer {
+                Ok(Answer::Limited(theirs)) => warnings.extend(theirs),
+                other => warnings.push(self.host.failure(node, &other).message),
+            }
+        }
+        // The nodes of one machine say the same.
+        warnings.sort();
+        warnings.dedup();
+        warnings
     }
 
     /// What the user should know although it works.
@@ -307,6 +432,10 @@ impl Home {
             .personality
             .run_program(spec, descriptors)
             .map_err(|failure| program::not_started(options, failure))?;
+        if first {
+            // There is one only.
+            let _ = self.first.set(program.clone());
+        }
         let home = Arc::clone(self);
         Ok((Arc::new(Running { home, program, first }), master))
     }
@@ -323,6 +452,8 @@ impl Home {
                 other => log::warn!("{}", self.host.failure(node, &other)),
             }
         }
+        let name = self.name();
+        all.iter_mut().for_each(|process| process.container.clone_from(&name));
         all
     }
 
@@ -358,7 +489,7 @@ impl Home {
         if !self.others().remove(&node) {
             return;
         }
-        log::warn!("container {}: node {node} is lost", self.info.name);
+        log::warn!("container {}: node {node} is lost", self.name());
         for client in self.clients.forget_node(node) {
             self.files.client_gone(client);
         }
@@ -398,7 +529,7 @@ impl Home {
         self.folder.lock().unwrap_or_else(PoisonError::into_inner).take();
         let statistics = self.sum(&parts, wall);
         *ended = Some(statistics.clone());
-        log::info!("container {} is gone", self.info.name);
+        log::info!("container {} is gone", self.name());
         statistics
     }
 
@@ -505,7 +636,7 @@ impl Program for Running {
         let how = EndedHow::of_status(ended.status);
         let statistics = self.first.then(|| {
             let statistics = self.home.end();
-            self.home.host.forget(&self.home.info.name);
+            self.home.host.forget(&self.home.name());
             statistics
         });
         Ended { how, statistics }

@@ -3,6 +3,7 @@
 //! Every daemon has an endpoint `daemon` in a system container of its own; these are the calls to it.
 //! Inside the container itself its servers and parts have endpoints of their own (see [`super::part`]).
 
+use crate::managing::{NewLimits, Usage};
 use crate::membership::core::Roster;
 use crate::protocol::{NetworkOption, NodeInfo, ProcessInfo};
 use dvs_dvk::Address;
@@ -112,6 +113,25 @@ pub(crate) enum Call {
         /// Its name.
         name: String,
     },
+    /// Freeze the part, or let it go on. Answer: `Done`.
+    Freeze {
+        /// The container.
+        dc: u64,
+        /// Freeze.
+        frozen: bool,
+    },
+    /// What the part uses. Answer: `Usage`.
+    Usage {
+        /// The container.
+        dc: u64,
+    },
+    /// Give the part other limits. Answer: `Limited`.
+    Limit {
+        /// The container.
+        dc: u64,
+        /// To what.
+        limits: NewLimits,
+    },
 }
 
 /// An answer.
@@ -130,6 +150,10 @@ pub(crate) enum Answer {
     Left(PartStatistics),
     /// Its processes.
     Processes(Vec<ProcessInfo>),
+    /// What it uses.
+    Usage(Box<Usage>),
+    /// What could not be changed, a sentence each.
+    Limited(Vec<String>),
     /// It did not work; a sentence.
     Failed(String),
     /// A new certificate.

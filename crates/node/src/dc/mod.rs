@@ -3,6 +3,7 @@
 pub(crate) mod adapters;
 pub(crate) mod files;
 pub(crate) mod home;
+pub(crate) mod limits;
 pub(crate) mod links;
 pub(crate) mod load;
 pub(crate) mod manager;
@@ -12,4 +13,5 @@ pub(crate) mod network;
 pub(crate) mod part;
 pub(crate) mod post;
 pub(crate) mod program;
+pub(crate) mod usage;
 pub(crate) mod users;

@@ -16,6 +16,8 @@ use super::load::{LoadMeter, Subject};
 use super::manager::{Listener as NoticeListener, ManagerClient};
 use super::messages::{Description, PartAddresses, PartStatistics};
 use super::network::{NetPart, network_of};
+use super::usage;
+use crate::managing::{NewLimits, Usage};
 use crate::protocol::{Failure, ProcessInfo};
 use crate::warm::Warm;
 use dvs_carry::{Carrier, CarrierConfig, CarryMessage, IdMap, IdRange};
@@ -286,6 +288,32 @@ impl Part {
             },
         };
         self.personality.processes().into_iter().map(shown).collect()
+    }
+
+    /// Stops all its programs, or lets them go on.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub(crate) fn freeze(&self, frozen: bool) -> Result<(), Failure> {
+        self.container.freeze(frozen).map_err(|errno| {
+            Failure::new(format!(
+                "container {} on node {} cannot be {}: {}",
+                self.description.name,
+                self.node,
+                if frozen { "paused" } else { "let go on" },
+                crate::folders::reason(&std::io::Error::from_raw_os_error(errno))
+            ))
+        })
+    }
+
+    /// What it uses.
+    pub(crate) fn usage(&self) -> Usage {
+        usage::of(&self.container, self.description.memory)
+    }
+
+    /// Gives it other limits; what could not be changed, a sentence each.
+    pub(crate) fn limit(&self, wanted: &NewLimits) -> Vec<String> {
+        super::limits::change(&self.container.cgroups, wanted)
     }
 
     /// From where terminals of the container are made.
