@@ -1,5 +1,10 @@
 //! The command line's grammar: one definition for parsing, help and completions.
 
+use crate::container_arguments::{
+    AttachArguments, ContainersArguments, CopyArguments, EventsArguments, KillArguments,
+    LifeArguments, LogsArguments, NamesArguments, ProjectArguments, RemoveArguments,
+    StatsArguments, StopArguments, UpArguments, UpdateArguments,
+};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dvs_pm::placement::Policy;
 use std::ffi::OsString;
@@ -16,9 +21,11 @@ use std::path::PathBuf;
   dvs run -- make -j4                       build here, in a container on one node
   dvs run --nodes 3 -- make -j6             the same over three nodes
   dvs run -it -- bash                       a shell inside
-  dvs run --name web -- python3 -m http.server &
+  dvs run -d --name web -- python3 -m http.server
+  dvs logs -f web                           what it writes; also: attach, stop, restart, rm
   dvs exec web -- ps ax                     one more program in a running container
   dvs ps --why                              what runs where, and why there
+  dvs --host ssh://me@box ps                the same on another machine
   dvs doctor                                what this machine can do, and what to fix
 
 Exit codes: the program's own; 128+N if signal N ended it; 125 if dvs itself failed;
@@ -28,6 +35,10 @@ pub(crate) struct CommandLine {
     /// Log what happens inside to standard error (level: DVS_LOG, or debug).
     #[arg(long, global = true, hide_short_help = true)]
     pub(crate) debug: bool,
+    /// Run the command on another machine, through ssh: ssh://[USER@]HOST[:PORT][/PATH/TO/dvs].
+    /// Also by the environment variable DVS_HOST.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) host: Option<String>,
     /// What to do.
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -37,13 +48,80 @@ pub(crate) struct CommandLine {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run a program in a new container.
-    Run(RunArguments),
+    Run(Box<RunArguments>),
     /// Run one more program in a container that exists.
     Exec(ExecArguments),
-    /// List the processes of containers.
+    /// List the processes of containers (with -a the containers, ended ones too).
     Ps(PsArguments),
+    /// List the containers: the same as dvs dc ls.
+    Ls(ContainersArguments),
+    /// Print what a detached container has written.
+    Logs(LogsArguments),
+    /// Connect to a detached container's first program.
+    Attach(AttachArguments),
+    /// End containers in order.
+    Stop(StopArguments),
+    /// End containers in order and start them again.
+    Restart(StopArguments),
+    /// Start containers that have ended, from fresh files.
+    #[command(after_help = "Examples:\n  dvs start web")]
+    Start(NamesArguments),
+    /// Send containers a signal, or end them at once.
+    Kill(KillArguments),
+    /// Remove containers with all that is kept of them.
+    Rm(RemoveArguments),
+    /// Wait until containers have ended, and print their exit codes.
+    #[command(after_help = "Examples:\n  dvs wait web\n  dvs wait --json web db")]
+    Wait(NamesArguments),
+    /// Print everything about containers, as JSON.
+    #[command(after_help = "Examples:\n  dvs inspect web\n  dvs inspect web | jq '.[0].exit_code'")]
+    Inspect(NamesArguments),
+    /// Give a container another name.
+    #[command(after_help = "Examples:\n  dvs rename web old-web")]
+    Rename {
+        /// Which.
+        #[arg(value_name = "DC")]
+        container: String,
+        /// The new name.
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
+    /// Stop all programs of containers where they are, until they are unpaused.
+    #[command(after_help = "Examples:\n  dvs pause web")]
+    Pause(NamesArguments),
+    /// Let paused containers go on.
+    #[command(after_help = "Examples:\n  dvs unpause web")]
+    Unpause(NamesArguments),
+    /// Change limits of containers.
+    Update(UpdateArguments),
+    /// Show what containers use, on each node.
+    Stats(StatsArguments),
+    /// Show nodes and containers, the busiest first, until q.
+    #[command(after_help = "Examples:\n  dvs top\n  dvs top --json")]
+    Top(ListArguments),
+    /// Show what happens to containers.
+    Events(EventsArguments),
+    /// Copy files into and out of containers.
+    Cp(CopyArguments),
+    /// Make the containers that a file describes.
+    Up(UpArguments),
+    /// Stop and remove them.
+    Down(ProjectArguments),
+    /// Tell what dvs up would do; exit code 1 if anything.
+    Diff(ProjectArguments),
+    /// Print the manual page, or write the pages of all commands into a folder.
+    #[command(after_help = "Examples:\n  dvs man | man -l -\n  dvs man ~/.local/share/man/man1")]
+    Man {
+        /// The folder.
+        #[arg(value_name = "DIR")]
+        folder: Option<PathBuf>,
+    },
     /// List and remove distributed containers.
-    #[command(subcommand, after_help = "Examples:\n  dvs dc ls\n  dvs dc rm web")]
+    #[command(
+        subcommand,
+        visible_alias = "container",
+        after_help = "Examples:\n  dvs dc ls\n  dvs dc rm web\n  dvs dc prune"
+    )]
     Dc(DcCommand),
     /// Start, stop and list the daemons of nodes.
     #[command(
@@ -156,6 +234,7 @@ pub(crate) struct ProgramArguments {
   dvs run -v /srv/data:/data:ro -- ls /data
   dvs run --image ./rootfs -it -- sh     another root than this machine's
   seq 5 | dvs run -- wc -l               pipes and files are connected as they are
+  dvs run -d --name web --restart always -- python3 -m http.server
 
 The current folder is shared read-write at the same path unless --isolated, which makes it
 copy-on-write. The rest of this machine's files are shown read-only; /home, /root, /tmp, /run and
@@ -177,6 +256,8 @@ pub(crate) struct RunArguments {
     pub(crate) volume: Vec<OsString>,
     #[command(flatten)]
     pub(crate) program: ProgramArguments,
+    #[command(flatten)]
+    pub(crate) life: LifeArguments,
     /// Files to start from: `host` or a folder with a root file system.
     #[arg(long, value_name = "host|DIR", default_value = "host")]
     pub(crate) image: PathBuf,
@@ -190,10 +271,10 @@ pub(crate) struct RunArguments {
     #[arg(long, value_name = "N")]
     pub(crate) cpus: Option<String>,
     /// Memory it may use on each node, such as 512m or 2g.
-    #[arg(long, value_name = "SIZE")]
+    #[arg(short, long, value_name = "SIZE")]
     pub(crate) memory: Option<String>,
     /// Processes and threads it may have on each node.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", alias = "pids-limit", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) pids: Option<u32>,
     /// Keep all writes in the container: the current folder becomes copy-on-write.
     #[arg(long)]
@@ -214,7 +295,7 @@ pub(crate) struct RunArguments {
     )]
     pub(crate) clock_offset: Vec<i64>,
     /// The program and its arguments.
-    #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
+    #[arg(required_unless_present = "entrypoint", trailing_var_arg = true, value_name = "CMD")]
     pub(crate) command: Vec<OsString>,
 }
 
@@ -253,6 +334,9 @@ pub(crate) struct PsArguments {
     /// Say why each process is where it is.
     #[arg(long)]
     pub(crate) why: bool,
+    /// List the containers instead, ended ones too, as docker ps -a does: dvs dc ls -a.
+    #[arg(short, long, conflicts_with_all = ["container", "why"])]
+    pub(crate) all: bool,
     #[command(flatten)]
     pub(crate) list: ListArguments,
 }
@@ -261,8 +345,11 @@ pub(crate) struct PsArguments {
 #[derive(Debug, Subcommand)]
 pub(crate) enum DcCommand {
     /// List the containers.
-    #[command(visible_alias = "list", after_help = "Examples:\n  dvs dc ls\n  dvs dc ls --json")]
-    Ls(ListArguments),
+    #[command(visible_aliases = ["list", "ps"])]
+    Ls(ContainersArguments),
+    /// Remove all that have ended.
+    #[command(after_help = "Examples:\n  dvs dc prune")]
+    Prune(ListArguments),
     /// End containers and remove all that is theirs.
     #[command(after_help = "Examples:\n  dvs dc rm web db")]
     Rm {

@@ -52,9 +52,30 @@ impl Signals {
         Ok(Signals { fd: SignalFd::new(&taken).map_err(failed)?, ignored })
     }
 
+    /// Those that have come, in order.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub(crate) fn taken(&self) -> Result<Vec<signals::Taken>, Failure> {
+        let mut all = Vec::new();
+        loop {
+            match self.fd.take() {
+                Ok(Some(taken)) => all.push(taken),
+                Ok(None) => return Ok(all),
+                Err(error) => return Err(Failure::new(format!("signals: {error}"))),
+            }
+        }
+    }
+
     /// Bit n-1 for every ignored signal n.
     pub(crate) fn ignored(&self) -> u64 {
         self.ignored
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

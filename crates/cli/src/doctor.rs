@@ -12,7 +12,7 @@ use std::path::Path;
 
 /// How a look turned out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
+pub(crate) enum Verdict {
     /// As it should be.
     Good,
     /// DVS works, something is slower or absent.
@@ -48,11 +48,13 @@ impl Verdict {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Line {
-    name: String,
-    verdict: Verdict,
+pub(crate) struct Line {
+    /// What was looked at.
+    pub(crate) name: String,
+    /// How it turned out.
+    pub(crate) verdict: Verdict,
     /// What is so, and what to do about it.
-    sentence: String,
+    pub(crate) sentence: String,
 }
 
 /// `dvs doctor`. Exit code 1 if a container cannot run here.
@@ -121,6 +123,7 @@ fn look() -> Vec<Line> {
     lines.push(open_files(descriptors));
     lines.push(pid_space(&read("/proc/sys/kernel/pid_max")));
     lines.push(user(process::effective_ids().0, &read("/etc/subuid")));
+    lines.extend(crate::doctor_host::look(process::effective_ids().0));
     lines.push(daemons(&folders));
     lines
 }

@@ -1,18 +1,28 @@
 //! `dvs ps` and `dvs dc`.
 
 use crate::arguments::{DcCommand, ListArguments, PsArguments};
+use crate::container_arguments::ContainersArguments;
+use crate::containers::{self, home_of};
+use crate::details;
 use crate::failure::{Failure, print_warning};
 use crate::nodes;
 use crate::output::{self, Table};
-use crate::run::home_of;
 use dvs_node::folders::Folders;
-use dvs_node::protocol::{ContainerInfo, ProcessInfo, Request, Response};
+use dvs_node::protocol::{ProcessInfo, Request, Response};
 
 /// `dvs ps`.
 ///
 /// # Errors
 /// When the container does not exist.
 pub(crate) fn ps(arguments: &PsArguments) -> Result<u8, Failure> {
+    if arguments.all {
+        return details::list(&ContainersArguments {
+            all: true,
+            quiet: false,
+            filter: Vec::new(),
+            list: ListArguments { json: arguments.list.json },
+        });
+    }
     let mut processes = Vec::new();
     if let Some(name) = &arguments.container {
         let client = home_of(name)?;
@@ -94,75 +104,10 @@ fn process_json(process: &ProcessInfo, why: bool) -> serde_json::Value {
 /// When a container does not exist or cannot be removed.
 pub(crate) fn dc(command: DcCommand) -> Result<u8, Failure> {
     match command {
-        DcCommand::Ls(list) => ls(&list),
-        DcCommand::Rm { containers, list } => rm(&containers, &list),
+        DcCommand::Ls(arguments) => details::list(&arguments),
+        DcCommand::Rm { containers, list } => containers::remove_each(&containers, &list, true),
+        DcCommand::Prune(list) => containers::prune(&list),
     }
-}
-
-fn ls(list: &ListArguments) -> Result<u8, Failure> {
-    let reached = nodes::all(&Folders::of_process());
-    let mut containers: Vec<ContainerInfo> = Vec::new();
-    for (client, _) in &reached.nodes {
-        match client.containers() {
-            Ok(found) => containers.extend(found),
-            Err(failure) => print_warning(&failure.message),
-        }
-    }
-    reached.failures.iter().for_each(|failure| print_warning(&failure.message));
-    containers.sort_by(|left, right| left.name.cmp(&right.name));
-    if list.json {
-        let rows: Vec<serde_json::Value> = containers.iter().map(container_json).collect();
-        output::print_json(&rows.into())?;
-        return Ok(0);
-    }
-    let mut table = Table::new(&["CONTAINER", "ID", "NODES", "IMAGE", "PLACE", "COMMAND"]);
-    for container in &containers {
-        table.row(vec![
-            container.name.clone(),
-            container.id.clone(),
-            container.nodes.join(","),
-            container.image.clone(),
-            container.placement.clone(),
-            container.command.clone(),
-        ]);
-    }
-    table.print()?;
-    Ok(0)
-}
-
-fn container_json(container: &ContainerInfo) -> serde_json::Value {
-    serde_json::json!({
-        "container": container.name,
-        "id": container.id,
-        "nodes": container.nodes,
-        "image": container.image,
-        "place": container.placement,
-        "command": container.command,
-        "created": container.created,
-    })
-}
-
-fn rm(containers: &[String], list: &ListArguments) -> Result<u8, Failure> {
-    let mut removed = Vec::new();
-    let mut failure = None;
-    for name in containers {
-        let result =
-            home_of(name).and_then(|client| client.ask(&Request::Remove(name.clone())).map(|_| ()));
-        match result {
-            Ok(()) => removed.push(name.clone()),
-            Err(error) => {
-                if let Some(earlier) = failure.replace(error) {
-                    print_warning(&earlier.message);
-                }
-            }
-        }
-    }
-    if list.json {
-        output::print_json(&serde_json::json!({ "removed": removed }))?;
-    } else {
-        removed.iter().try_for_each(|name| output::print_line(name))?;
-    }
-    failure.map_or(Ok(0), Err)
 }
 
 #[cfg(test)]
@@ -185,7 +130,7 @@ mod tests {
 
     fn arguments(container: Option<&str>, why: bool) -> PsArguments {
         let list = ListArguments { json: false };
-        PsArguments { container: container.map(str::to_owned), why, list }
+        PsArguments { container: container.map(str::to_owned), why, all: false, list }
     }
 
     #[test]

@@ -4,23 +4,42 @@
 
 mod arguments;
 mod attach;
+mod attached;
+mod compose;
+mod container_arguments;
+mod containers;
+mod copy;
+mod detach;
+mod detached;
+mod details;
 mod doctor;
+mod doctor_host;
 mod environment;
+mod events;
 mod failure;
 mod hosts;
 mod lists;
+mod logs;
+mod man;
+mod named_signals;
 mod nodes;
 mod output;
 mod quantities;
+mod remote;
 mod run;
 mod shares;
 mod ssh;
+mod stats;
 mod stdio;
 mod terminal;
+mod times;
+mod top;
+mod up;
 
 use arguments::{Command, CommandLine, InternalCommand, ListArguments};
 use clap::{CommandFactory, Parser};
 use failure::{EXIT_DVS, Failure};
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -60,10 +79,35 @@ fn execute(line: CommandLine) -> Result<u8, Failure> {
     if line.debug {
         dvs_node::journal::start_to_standard_error("dvs");
     }
+    if let Some(address) = host(&line) {
+        return remote::run(&address, wants_terminal(&line.command));
+    }
     match line.command {
-        Command::Run(arguments) => run::run(arguments),
+        Command::Run(arguments) => run::run(*arguments),
         Command::Exec(arguments) => run::exec(arguments),
         Command::Ps(arguments) => lists::ps(&arguments),
+        Command::Ls(arguments) => details::list(&arguments),
+        Command::Logs(arguments) => logs::logs(&arguments),
+        Command::Attach(arguments) => attached::attach(&arguments),
+        Command::Stop(arguments) => containers::stop(&arguments, false),
+        Command::Restart(arguments) => containers::stop(&arguments, true),
+        Command::Start(arguments) => containers::start(&arguments),
+        Command::Kill(arguments) => containers::kill(&arguments),
+        Command::Rm(arguments) => containers::remove(&arguments),
+        Command::Wait(arguments) => containers::wait(&arguments),
+        Command::Inspect(arguments) => details::inspect(&arguments),
+        Command::Rename { container, name } => containers::rename(&container, &name),
+        Command::Pause(arguments) => containers::freeze(&arguments, true),
+        Command::Unpause(arguments) => containers::freeze(&arguments, false),
+        Command::Update(arguments) => containers::update(&arguments),
+        Command::Stats(arguments) => stats::stats(&arguments),
+        Command::Top(list) => top::top(&list),
+        Command::Events(arguments) => events::events(&arguments),
+        Command::Cp(arguments) => copy::cp(&arguments),
+        Command::Up(arguments) => up::up(&arguments.project, arguments.remove_orphans),
+        Command::Down(arguments) => up::down(&arguments),
+        Command::Diff(arguments) => up::diff(&arguments),
+        Command::Man { folder } => man::man(folder.as_deref()),
         Command::Dc(command) => lists::dc(command),
         Command::Node(command) => nodes::command(command),
         Command::Doctor(list) => doctor::doctor(&list),
@@ -77,6 +121,27 @@ fn execute(line: CommandLine) -> Result<u8, Failure> {
             Err(Failure::new("the keeper is started by its daemon alone"))
         }
     }
+}
+
+/// The machine that the command is for, if it is another one.
+fn host(line: &CommandLine) -> Option<String> {
+    let variable = || std::env::var(remote::VARIABLE).ok().filter(|value| !value.is_empty());
+    let here = matches!(
+        line.command,
+        Command::Completion { .. } | Command::Man { .. } | Command::Internal(_)
+    );
+    line.host.clone().or_else(variable).filter(|_| !here)
+}
+
+/// Whether a command that runs on another machine needs a terminal there.
+fn wants_terminal(command: &Command) -> bool {
+    let wanted = match command {
+        Command::Run(arguments) => arguments.program.tty && !arguments.life.detach,
+        Command::Exec(arguments) => arguments.program.tty,
+        Command::Attach(_) => true,
+        _ => false,
+    };
+    wanted && std::io::stdin().is_terminal()
 }
 
 fn completion(shell: clap_complete::Shell) -> Result<u8, Failure> {

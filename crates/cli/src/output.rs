@@ -71,12 +71,21 @@ pub(crate) fn print_json(value: &serde_json::Value) -> Result<(), Failure> {
 /// # Errors
 /// As [`Table::print`].
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    print_listened(text).map(|_| ())
+}
+
+/// The same; false: nobody reads it any more.
+///
+/// # Errors
+/// As [`Table::print`].
+pub(crate) fn print_listened(text: &str) -> Result<bool, Failure> {
     let mut output = std::io::stdout().lock();
     match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => {
             Err(Failure::new(format!("standard output: {}", dvs_node::folders::reason(&error))))
         }
-        _ => Ok(()),
     }
 }
 

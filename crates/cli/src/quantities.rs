@@ -1,6 +1,7 @@
-//! Amounts on the command line: CPUs and memory.
+//! Amounts on the command line: CPUs, memory, restarts.
 
 use crate::failure::Failure;
+use dvs_node::managing::RestartPolicy;
 
 /// Most CPUs that can be asked for.
 const MAX_CPUS: f64 = 4096.0;
@@ -66,6 +67,14 @@ pub(crate) fn seconds(word: &str) -> Result<u64, Failure> {
     let plain = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
     let number: u64 = number.parse().ok().filter(|_| plain).ok_or_else(wrong)?;
     number.checked_mul(factor).ok_or_else(wrong)
+}
+
+/// `no`, `on-failure:3`, `always`, `unless-stopped`.
+///
+/// # Errors
+/// A sentence that quotes the word.
+pub(crate) fn restart(word: &str) -> Result<RestartPolicy, Failure> {
+    word.parse().map_err(|what| Failure::new(format!("--restart {word}: {what}")))
 }
 
 #[cfg(test)]

@@ -4,11 +4,12 @@ use crate::arguments::{
     ExecArguments, NetworkArgument, ProgramArguments, RunArguments, StatsArgument,
 };
 use crate::attach::{self, Signals, Streams};
+use crate::containers::home_of;
+use crate::detached;
 use crate::environment::{self, Sources};
 use crate::failure::{Failure, print_error};
 use crate::nodes::{self, Reached};
-use crate::{quantities, shares, ssh};
-use dvs_node::client::Client;
+use crate::{named_signals, quantities, shares, ssh};
 use dvs_node::cluster::Ephemeral;
 use dvs_node::folders::{Folders, reason};
 use dvs_node::names;
@@ -25,6 +26,9 @@ use std::path::{Component, Path, PathBuf};
 /// # Errors
 /// When the program did not come to run.
 pub(crate) fn run(arguments: RunArguments) -> Result<u8, Failure> {
+    if arguments.life.detach {
+        return detached::run(&arguments);
+    }
     let stats = arguments.stats;
     let place = arguments.place;
     let signals = Signals::take()?;
@@ -113,24 +117,6 @@ pub(crate) fn exec(arguments: ExecArguments) -> Result<u8, Failure> {
     attach::follow(&client, &request, streams, &signals).map(|ended| exit_code(&ended))
 }
 
-/// The daemon that is a container's home.
-///
-/// # Errors
-/// When there is no such container.
-pub(crate) fn home_of(container: &str) -> Result<Client, Failure> {
-    names::check("container", container)?;
-    let reached = nodes::all(&Folders::of_process());
-    for (client, _) in reached.nodes {
-        if client.containers()?.iter().any(|found| found.name == container) {
-            return Ok(client);
-        }
-    }
-    let unreached = reached.failures.into_iter().next();
-    Err(unreached.unwrap_or_else(|| {
-        Failure::new(format!("no container is called {container}; the running ones: dvs dc ls"))
-    }))
-}
-
 fn exit_code(ended: &Ended) -> u8 {
     if let EndedHow::Lost(why) = &ended.how {
         print_error(why);
@@ -139,7 +125,13 @@ fn exit_code(ended: &Ended) -> u8 {
     ended.how.exit_code()
 }
 
-fn options(arguments: &RunArguments) -> Result<(ContainerOptions, ProgramOptions), Failure> {
+/// What a command line asks for.
+///
+/// # Errors
+/// For options that make no sense.
+pub(crate) fn options(
+    arguments: &RunArguments,
+) -> Result<(ContainerOptions, ProgramOptions), Failure> {
     let current = std::env::current_dir().map_err(|error| {
         Failure::new(format!("the current folder: {}; change to one that exists", reason(&error)))
     })?;
@@ -165,7 +157,16 @@ fn options(arguments: &RunArguments) -> Result<(ContainerOptions, ProgramOptions
     }
     let shared = shares::ordered(shared)?;
     let shows = |path: &Path| shares::shows(&shared, path);
-    let mut program = program(&arguments.program, arguments.command.clone(), &shows, true)?;
+    let mut command = arguments.command.clone();
+    if let Some(entrypoint) = &arguments.life.entrypoint {
+        command.insert(0, entrypoint.clone());
+    }
+    let mut program = program(&arguments.program, command, &shows, true)?;
+    for word in &arguments.life.ulimit {
+        let limit = named_signals::ulimit(word)?;
+        program.limits.retain(|(resource, ..)| *resource != limit.0);
+        program.limits.push(limit);
+    }
     program.directory = Some(directory.clone());
     program.environment.retain(|text| !text.0.starts_with(b"PWD="));
     program.environment.push(Text([b"PWD=", directory.as_os_str().as_encoded_bytes()].concat()));
@@ -183,6 +184,14 @@ fn options(arguments: &RunArguments) -> Result<(ContainerOptions, ProgramOptions
         memory: arguments.memory.as_deref().map(quantities::memory).transpose()?,
         pids: arguments.pids,
         shares: shared,
+        labels: detached::labels(&arguments.life)?,
+        stop_signal: arguments
+            .life
+            .stop_signal
+            .as_deref()
+            .map(named_signals::signal)
+            .transpose()?,
+        stop_seconds: arguments.life.stop_timeout,
         ..ContainerOptions::default()
     };
     Ok((options, program))
