@@ -4,6 +4,7 @@
 
 mod build;
 mod figures;
+mod files;
 mod idle;
 mod inner;
 mod link;
@@ -64,6 +65,12 @@ enum What {
     },
     /// Connections natively, in a network over nodes within one node, and between two.
     Network,
+    /// The file system at home and on another node, with the host's own beside it.
+    Files {
+        /// Only what has this in its title ("calls": the single calls).
+        #[arg(long)]
+        only: Option<String>,
+    },
     /// CPU time of daemons that have nothing to do.
     Idle {
         /// For so many seconds.
@@ -117,6 +124,9 @@ fn run(options: &Options) -> anyhow::Result<Report> {
         What::Build { files, nodes } => {
             build::measure(&bench, *files, *nodes, rounds(1), &mut report)?;
         }
+        What::Files { only } => {
+            files::measure(&bench, rounds(3), only.as_deref(), &mut report)?;
+        }
         What::Idle { seconds } => idle::measure(&bench, *seconds, &mut report)?,
         What::Link => link::measure(&bench, rounds(7), &mut report)?,
         What::All => {
@@ -125,6 +135,7 @@ fn run(options: &Options) -> anyhow::Result<Report> {
             programs::local(&bench, rounds(10), &mut report)?;
             programs::calls(&bench, rounds(10), &mut report)?;
             network::measure(&bench, rounds(10), &mut report)?;
+            files::measure(&bench, rounds(3).min(5), None, &mut report)?;
             idle::measure(&bench, 20, &mut report)?;
             link::measure(&bench, rounds(7), &mut report)?;
             build::measure(&bench, 200, 3, rounds(1).min(3), &mut report)?;
