@@ -56,6 +56,13 @@ impl FileService {
         Ok(FileService { server: Mutex::new(Some(Arc::new(server))), clients })
     }
 
+    /// The container has one node.
+    pub(crate) fn one_client(&self) {
+        if let Some(server) = self.server() {
+            server.one_client();
+        }
+    }
+
     fn server(&self) -> Option<Arc<FileServer>> {
         self.server.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

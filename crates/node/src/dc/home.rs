@@ -122,6 +122,9 @@ impl Home {
             options.hostname.as_deref().unwrap_or(&name),
             Arc::clone(&clients),
         )?;
+        if members.len() == 1 {
+            files.one_client();
+        }
         let files = Arc::new(files);
         let fs = dc.bind("fs").map_err(|error| failed(&error))?;
         files.serve(&fs);

@@ -130,7 +130,8 @@ impl Part {
         let finished = prepared.finish(
             &spec,
             |fd| {
-                let options = MountOptions::default();
+                let alone = description.members.len() == 1;
+                let options = MountOptions { alone, ..MountOptions::default() };
                 mounted = Some(Mount::serve(fd, mount_client, mount_hooks, options));
             },
             Box::new(move |event| {

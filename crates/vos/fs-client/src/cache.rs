@@ -73,7 +73,15 @@ enum Logged {
 }
 
 /// What a name means, and until when that may be relied on.
-type Kept = (Option<InodeId>, Until);
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeptName {
+    /// The object; `None`: there is none.
+    pub inode: Option<InodeId>,
+    /// Until when.
+    pub until: Until,
+    /// Whether the kernel may keep it as well.
+    pub in_kernel: bool,
+}
 
 /// Attributes, until when they may be relied on, and for which of [`RARE_XATTRS`] the server said that
 /// the object has none.
@@ -87,7 +95,7 @@ struct KeptAttributes {
 /// The cache.
 #[derive(Debug, Default)]
 pub struct Cache {
-    names: HashMap<InodeId, HashMap<Vec<u8>, Kept>>,
+    names: HashMap<InodeId, HashMap<Vec<u8>, KeptName>>,
     name_count: usize,
     attributes: HashMap<InodeId, KeptAttributes>,
     contents: HashSet<InodeId>,
@@ -108,17 +116,17 @@ impl Cache {
         Mark(self.logged)
     }
 
-    /// A kept name: `None` not known, `Some(None)` known not to exist.
+    /// A kept name.
     #[must_use]
-    pub fn name(&self, now: u64, parent: InodeId, name: &[u8]) -> Option<Kept> {
-        let (inode, until) = *self.names.get(&parent)?.get(name)?;
-        (!until.is_over(now)).then_some((inode, until))
+    pub fn name(&self, now: u64, parent: InodeId, name: &[u8]) -> Option<KeptName> {
+        let kept = *self.names.get(&parent)?.get(name)?;
+        (!kept.until.is_over(now)).then_some(kept)
     }
 
     /// The object that a name was last known to mean, even if that may not be relied on any more.
     #[must_use]
     pub fn last_known(&self, parent: InodeId, name: &[u8]) -> Option<Option<InodeId>> {
-        Some(self.names.get(&parent)?.get(name)?.0)
+        Some(self.names.get(&parent)?.get(name)?.inode)
     }
 
     /// Kept attributes.
@@ -155,10 +163,9 @@ impl Cache {
         mark: Mark,
         parent: InodeId,
         name: &[u8],
-        inode: Option<InodeId>,
-        until: Until,
+        kept: KeptName,
     ) -> Until {
-        if self.name_is_stale(mark, parent, name) || until == Until::Never {
+        if self.name_is_stale(mark, parent, name) || kept.until == Until::Never {
             self.drop_name(parent, name);
             return Until::Never;
         }
@@ -166,9 +173,9 @@ impl Cache {
             self.names.clear();
             self.name_count = 0;
         }
-        let before = self.names.entry(parent).or_default().insert(name.to_vec(), (inode, until));
+        let before = self.names.entry(parent).or_default().insert(name.to_vec(), kept);
         self.name_count += usize::from(before.is_none());
-        until
+        kept.until
     }
 
     /// Learns attributes from a reply; returns until when they may be kept.
@@ -280,6 +287,10 @@ mod tests {
         InodeId { number, generation: 0 }
     }
 
+    fn kept(inode: Option<InodeId>, until: Until) -> KeptName {
+        KeptName { inode, until, in_kernel: false }
+    }
+
     fn attributes(number: u64) -> Attributes {
         Attributes {
             inode: inode(number),
@@ -310,11 +321,11 @@ mod tests {
     fn kept_until_the_lease_is_over() {
         let mut cache = Cache::new();
         let mark = cache.mark();
-        cache.learn_name(mark, ROOT, b"a", Some(inode(2)), Until::At(10));
+        cache.learn_name(mark, ROOT, b"a", kept(Some(inode(2)), Until::At(10)));
         cache.learn_attributes(mark, attributes(2), Until::At(20));
-        cache.learn_name(mark, ROOT, b"none", None, Until::At(10));
-        assert_eq!(cache.name(9, ROOT, b"a"), Some((Some(inode(2)), Until::At(10))));
-        assert_eq!(cache.name(9, ROOT, b"none"), Some((None, Until::At(10))));
+        cache.learn_name(mark, ROOT, b"none", kept(None, Until::At(10)));
+        assert_eq!(cache.name(9, ROOT, b"a"), Some(kept(Some(inode(2)), Until::At(10))));
+        assert_eq!(cache.name(9, ROOT, b"none"), Some(kept(None, Until::At(10))));
         assert_eq!(cache.name(10, ROOT, b"a"), None);
         assert!(cache.attributes(19, inode(2)).is_some());
         assert!(cache.attributes(20, inode(2)).is_none());
@@ -340,8 +351,8 @@ mod tests {
         let mut cache = Cache::new();
         let mark = cache.mark();
         cache.stale(Stale::Name(ROOT, b"a".to_vec()));
-        assert_eq!(cache.learn_name(mark, ROOT, b"a", None, Until::Always), Until::Never);
-        assert_eq!(cache.learn_name(mark, ROOT, b"b", None, Until::Always), Until::Always);
+        assert_eq!(cache.learn_name(mark, ROOT, b"a", kept(None, Until::Always)), Until::Never);
+        assert_eq!(cache.learn_name(mark, ROOT, b"b", kept(None, Until::Always)), Until::Always);
         assert_eq!(cache.name(0, ROOT, b"a"), None);
     }
 
@@ -353,7 +364,7 @@ mod tests {
             cache.stale(Stale::Attributes(inode(1000 + number)));
         }
         assert_eq!(cache.log.len(), MAX_LOG);
-        assert_eq!(cache.learn_name(mark, ROOT, b"a", None, Until::Always), Until::Never);
+        assert_eq!(cache.learn_name(mark, ROOT, b"a", kept(None, Until::Always)), Until::Never);
         assert_eq!(cache.learn_attributes(mark, attributes(2), Until::Always), Until::Never);
     }
 
@@ -402,7 +413,12 @@ mod tests {
         let mut cache = Cache::new();
         let mark = cache.mark();
         for number in 0..MAX_NAMES as u64 + 10 {
-            cache.learn_name(mark, inode(number % 7), &number.to_ne_bytes(), None, Until::Always);
+            cache.learn_name(
+                mark,
+                inode(number % 7),
+                &number.to_ne_bytes(),
+                kept(None, Until::Always),
+            );
             cache.learn_attributes(mark, attributes(number), Until::Always);
         }
         assert!(cache.name_count <= MAX_NAMES);

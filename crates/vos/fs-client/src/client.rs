@@ -1,7 +1,7 @@
 //! The client: requests with identity, leases, recalls, attached descriptions.
 
 use crate::attach::{AttachToken, Attached, RemoteDescription, Waiting, WaitingTable};
-use crate::cache::{Cache, Until};
+use crate::cache::{Cache, KeptName, Mark, Until};
 use crate::deferred::{self, DeferredTable};
 use crate::fifo::FifoNames;
 use crate::notices::{self, Invalidator, Queue};
@@ -61,8 +61,12 @@ pub struct Answer {
     pub outcome: Outcome,
     /// For the name, where the outcome has an entry.
     pub name: Until,
+    /// Whether the kernel may keep the name as long.
+    pub in_kernel: bool,
     /// For the attributes, where the outcome has some.
     pub attributes: Until,
+    /// When this was so: see [`Client::name_changed`].
+    pub mark: Mark,
 }
 
 /// An answer to a lookup.
@@ -72,8 +76,12 @@ pub struct Found {
     pub attributes: Option<Attributes>,
     /// How long the name may be kept.
     pub name: Until,
+    /// Whether the kernel may keep the name as long.
+    pub in_kernel: bool,
     /// How long the attributes may be kept.
     pub attributes_until: Until,
+    /// When this was so: see [`Client::name_changed`].
+    pub mark: Mark,
     /// Whether the server counted a reference (it answered; not the cache).
     pub counted: bool,
 }
@@ -218,7 +226,9 @@ impl Client {
                 return Ok(Answer {
                     outcome: Outcome::Done,
                     name: Until::Never,
+                    in_kernel: false,
                     attributes: Until::Never,
+                    mark: self.cache.lock().unwrap().mark(),
                 });
             }
             Err(errno) => {
@@ -307,28 +317,41 @@ impl Client {
         name: &[u8],
     ) -> Result<Found, i32> {
         let now = self.now();
-        let (kept, attributes) = {
+        let (kept, attributes, mark) = {
             let cache = self.cache.lock().unwrap();
             let kept = cache.name(now, parent, name);
             let attributes =
-                kept.and_then(|(inode, _)| inode).and_then(|inode| cache.attributes(now, inode));
-            (kept, attributes)
+                kept.and_then(|kept| kept.inode).and_then(|inode| cache.attributes(now, inode));
+            (kept, attributes, cache.mark())
+        };
+        let found = |kept: KeptName, attributes, attributes_until| Found {
+            attributes,
+            name: kept.until,
+            in_kernel: kept.in_kernel,
+            attributes_until,
+            mark,
+            counted: false,
         };
         match (kept, attributes) {
-            (Some((None, until)), _) => Ok(Found {
-                attributes: None,
-                name: until,
-                attributes_until: Until::Never,
-                counted: false,
-            }),
-            (Some((Some(_), until)), Some((attributes, attributes_until))) => Ok(Found {
-                attributes: Some(attributes),
-                name: until,
-                attributes_until,
-                counted: false,
-            }),
+            (Some(kept @ KeptName { inode: None, .. }), _) => Ok(found(kept, None, Until::Never)),
+            (Some(kept), Some((attributes, until))) => Ok(found(kept, Some(attributes), until)),
             _ => self.lookup_at_server(credentials, parent, name),
         }
+    }
+
+    /// Whether a name was recalled or changed since an answer. What is passed on to the kernel, to be
+    /// kept there, must first be noted as kept there (so that a later recall reaches the kernel) and
+    /// then be looked at once more with this (for a recall that came before).
+    #[must_use]
+    pub fn name_changed(&self, since: Mark, parent: InodeId, name: &[u8]) -> bool {
+        self.cache.lock().unwrap().name_is_stale(since, parent, name)
+    }
+
+    /// Whether attributes or content were recalled or changed since an answer; see
+    /// [`Client::name_changed`].
+    #[must_use]
+    pub fn attributes_changed(&self, since: Mark, inode: InodeId) -> bool {
+        self.cache.lock().unwrap().attributes_are_stale(since, inode)
     }
 
     /// Looks a name up at the server, which then counts a reference.
@@ -347,7 +370,9 @@ impl Client {
         Ok(Found {
             attributes: entry.attributes,
             name: answer.name,
+            in_kernel: answer.in_kernel,
             attributes_until: answer.attributes,
+            mark: answer.mark,
             counted: entry.attributes.is_some(),
         })
     }
@@ -511,7 +536,7 @@ impl Client {
     }
 
     /// Milliseconds of this client's life.
-    fn now(&self) -> u64 {
+    pub(crate) fn now(&self) -> u64 {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 

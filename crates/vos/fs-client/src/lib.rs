@@ -9,7 +9,8 @@
 //! A recall must be obeyed without waiting for anything that itself waits for the server, or two
 //! nodes that change the same thing wait for each other. The kernel's way to drop a *name* takes the
 //! directory's lock, which every change in the directory holds until it is answered; so names are
-//! cached here, not in the kernel (except those that can never change). Its way to drop *pages*
+//! cached here, and by the kernel only where the server says that there is no other node, or that
+//! they can never change. Its way to drop *pages*
 //! waits for locked pages, and a buffered write locks its last page until it is answered; so files
 //! open for writing bypass the page cache. Attributes are dropped without waiting.
 

@@ -1,8 +1,8 @@
 //! What a reply teaches the cache, and what an own operation makes stale in it.
 
-use crate::cache::{Cache, Mark, Until};
+use crate::cache::{Cache, KeptName, Mark, Until};
 use crate::client::Answer;
-use dvs_fs::messages::{Attributes, InodeId, Lease, Operation, Outcome, Stale};
+use dvs_fs::messages::{Attributes, Entry, InodeId, Lease, Operation, Outcome, Stale};
 
 /// Puts what an operation changed and what its reply says into the cache.
 pub(crate) fn settle(
@@ -16,13 +16,14 @@ pub(crate) fn settle(
     // reply is newer than they are.
     let told =
         result.as_ref().map_or_else(|_| Told::default(), |outcome| Told::of(operation, outcome));
-    let name_until = told.name.map_or(Until::Never, |(parent, name, _, lease)| {
-        if cache.name_is_stale(mark, parent, name) {
+    let name_until = told.name.as_ref().map_or(Until::Never, |told| {
+        if cache.name_is_stale(mark, told.parent, told.name) {
             Until::Never
         } else {
-            Until::from_lease(lease, sent)
+            Until::from_lease(told.entry.name_lease, sent)
         }
     });
+    let in_kernel = told.name.as_ref().is_some_and(|told| told.entry.in_kernel);
     let attributes_until = told.attributes.map_or(Until::Never, |(attributes, lease)| {
         if cache.attributes_are_stale(mark, attributes.inode) {
             Until::Never
@@ -32,8 +33,9 @@ pub(crate) fn settle(
     });
     note_changes(cache, operation);
     let now = cache.mark();
-    if let Some((parent, name, inode, _)) = told.name {
-        cache.learn_name(now, parent, name, inode, name_until);
+    if let Some(TellsName { parent, name, entry }) = told.name {
+        let inode = entry.attributes.map(|attributes| attributes.inode);
+        cache.learn_name(now, parent, name, KeptName { inode, until: name_until, in_kernel });
     }
     if let Some((attributes, _)) = told.attributes {
         cache.learn_attributes(now, attributes, attributes_until);
@@ -44,31 +46,42 @@ pub(crate) fn settle(
         for (name, entry) in entries.iter().filter_map(|one| Some((&one.name, one.entry?))) {
             let until = Until::from_lease(entry.name_lease, sent);
             let object = entry.attributes.map(|attributes| attributes.inode);
-            cache.learn_name(mark, *inode, name, object, until);
+            let kept = KeptName { inode: object, until, in_kernel: entry.in_kernel };
+            cache.learn_name(mark, *inode, name, kept);
             if let Some(attributes) = entry.attributes {
                 let until = Until::from_lease(entry.attributes_lease, sent);
                 cache.learn_attributes(mark, attributes, until);
             }
         }
     }
-    Ok(Answer { outcome: result?, name: name_until, attributes: attributes_until })
+    Ok(Answer {
+        outcome: result?,
+        name: name_until,
+        in_kernel,
+        attributes: attributes_until,
+        // Each entry of a listing is judged by itself, from when it was asked for.
+        mark: if matches!(operation, Operation::ReadDirectory { .. }) { mark } else { now },
+    })
 }
 
 /// What a reply says that can be kept.
 #[derive(Default)]
 struct Told<'a> {
-    name: Option<(InodeId, &'a [u8], Option<InodeId>, Lease)>,
+    name: Option<TellsName<'a>>,
     attributes: Option<(Attributes, Lease)>,
 }
 
+struct TellsName<'a> {
+    parent: InodeId,
+    name: &'a [u8],
+    entry: &'a Entry,
+}
+
 impl<'a> Told<'a> {
-    fn of(operation: &'a Operation, outcome: &Outcome) -> Told<'a> {
+    fn of(operation: &'a Operation, outcome: &'a Outcome) -> Told<'a> {
         match outcome {
             Outcome::Entry(entry) | Outcome::Created { entry, .. } => Told {
-                name: place(operation).map(|(parent, name)| {
-                    let inode = entry.attributes.map(|attributes| attributes.inode);
-                    (parent, name, inode, entry.name_lease)
-                }),
+                name: place(operation).map(|(parent, name)| TellsName { parent, name, entry }),
                 attributes: entry.attributes.map(|it| (it, entry.attributes_lease)),
             },
             Outcome::Attributes(attributes, lease) => {

@@ -40,6 +40,7 @@ impl Script {
             root: Entry {
                 attributes: Some(attributes(1, 0)),
                 name_lease: Lease::NONE,
+                in_kernel: false,
                 attributes_lease: Lease::NONE,
             },
             server_incarnation: 77,
@@ -119,6 +120,7 @@ fn entry(number: u64, size: u64) -> Outcome {
     Outcome::Entry(Entry {
         attributes: Some(attributes(number, size)),
         name_lease: LONG,
+        in_kernel: true,
         attributes_lease: LONG,
     })
 }
@@ -229,6 +231,7 @@ fn names_and_attributes_under_lease_are_not_asked_for_again() {
     script.then(Outcome::Entry(Entry {
         attributes: None,
         name_lease: LONG,
+        in_kernel: true,
         attributes_lease: Lease::NONE,
     }));
     assert_eq!(client.lookup(WHO, ROOT, b"none").unwrap().attributes, None);
@@ -299,6 +302,7 @@ fn own_changes_are_seen_at_once() {
         entry: Entry {
             attributes: Some(attributes(7, 0)),
             name_lease: LONG,
+            in_kernel: true,
             attributes_lease: LONG,
         },
         handle: dvs_fs::messages::Handle(2),
@@ -442,7 +446,12 @@ fn numbers_are_unique_and_the_mark_is_honest_under_load() {
     impl FsTransport for Checker {
         fn call(&self, request: Request) -> Result<Reply, TransportError> {
             if matches!(request.operation, Operation::Hello { .. }) {
-                let root = Entry { attributes: None, name_lease: LONG, attributes_lease: LONG };
+                let root = Entry {
+                    attributes: None,
+                    name_lease: LONG,
+                    in_kernel: true,
+                    attributes_lease: LONG,
+                };
                 let outcome = Outcome::Welcome { root, server_incarnation: 1 };
                 return Ok(Reply { sequence: request.sequence, result: Ok(outcome) });
             }

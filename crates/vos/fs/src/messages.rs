@@ -10,7 +10,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 /// Most bytes of one read or write.
 pub const MAX_IO: usize = 1 << 20;
 /// Most bytes of one name.
@@ -126,6 +126,11 @@ pub struct Entry {
     pub attributes: Option<Attributes>,
     /// For the pair (directory, name).
     pub name_lease: Lease,
+    /// Whether the client's kernel may keep the name too, as long as the lease. A kernel can give a
+    /// name up only with the directory's lock, which it holds while a change in the directory is
+    /// under way, so that two could wait for each other: a name that can change is kept by a kernel
+    /// only where there is but one client.
+    pub in_kernel: bool,
     /// For the attributes.
     pub attributes_lease: Lease,
 }

@@ -3,6 +3,7 @@
 use super::attached;
 use super::convert;
 use super::serve::{Answer, Served, Session};
+use crate::cache::Until;
 use dvs_fs::messages::{
     AttributeChanges, Handle, Lease, MAX_IO, MAX_NAME, Operation as Ask, Outcome,
 };
@@ -57,8 +58,8 @@ impl Session {
         let operation = Ask::SetAttributes { inode, handle, changes: convert::changes(given) };
         let answer = self.client.perform(convert::credentials(h), operation)?;
         let Outcome::Attributes(attributes, _) = answer.outcome else { return Err(libc::EIO) };
-        // The kernel takes these without a look at what was invalidated meanwhile.
-        body.attr_out(Duration::ZERO, &convert::attr(&attributes));
+        let valid = self.unchecked_attr_valid(&attributes, answer.attributes);
+        body.attr_out(valid, &convert::attr(&attributes));
         Ok(Answer::Body)
     }
 
@@ -102,14 +103,24 @@ impl Session {
         let Outcome::Created { entry, handle, content } = answer.outcome else {
             return Err(libc::EIO);
         };
+        let mut until = answer.attributes;
+        let kept = (answer.name, answer.in_kernel, answer.mark);
+        let name_valid = self.made_name_valid(h.node, (parent, name), &entry, kept);
         let attributes = entry.attributes.ok_or(libc::EIO)?;
         if open_flags & open::KILL_SUIDGID != 0 && has(flags, libc::O_TRUNC) {
             let changes = AttributeChanges { kill_privileges: true, ..AttributeChanges::default() };
             let inode = attributes.inode;
             let operation = Ask::SetAttributes { inode, handle: Some(handle), changes };
             self.client.perform(credentials, operation)?;
+            until = Until::Never;
         }
-        self.opened(h, &entry, place.below(name), (handle, content, flags), body)
+        self.opened(
+            h,
+            (&entry, name_valid, until),
+            place.below(name),
+            (handle, content, flags),
+            body,
+        )
     }
 
     pub(super) fn create_unnamed(
@@ -126,19 +137,21 @@ impl Session {
         let Outcome::Created { entry, handle, content } = answer.outcome else {
             return Err(libc::EIO);
         };
-        self.opened(h, &entry, place.below(b"unnamed"), (handle, content, flags), body)
+        let entry = (&entry, Duration::ZERO, answer.attributes);
+        self.opened(h, entry, place.below(b"unnamed"), (handle, content, flags), body)
     }
 
     /// The answer to CREATE and TMPFILE: an entry and an open file.
     fn opened(
         &self,
         h: &Header,
-        entry: &dvs_fs::messages::Entry,
+        (entry, name_valid, until): (&dvs_fs::messages::Entry, Duration, Until),
         place: super::nodes::Place,
         (handle, content, flags): (Handle, Lease, u32),
         body: &mut Body,
     ) -> Served {
-        let made = self.made(entry, place)?;
+        let mut made = self.made(entry, place, until)?;
+        made.name_valid = name_valid;
         body.entry(&made);
         self.note_shared_memory(h, place, flags);
         body.open(check(handle)?, self.cache_mode(flags, content));

@@ -5,6 +5,12 @@ use crate::notices::Invalidator;
 use dvs_fs::messages::InodeId;
 use dvs_sys::fuse::Device;
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+/// How long the kernel may take to make the inode of an answer that it has been given.
+const INODE_WAIT: Duration = Duration::from_secs(1);
+/// Pause between two looks whether it has.
+const INODE_PAUSE: Duration = Duration::from_micros(100);
 
 /// The kernel behind a mount. Its methods run on the client's thread for notices. An error means
 /// that the kernel does not have what is stale.
@@ -23,28 +29,44 @@ impl Kernel {
         let session = self.session.upgrade();
         session.map_or_else(Vec::new, |session| session.nodes.lock().unwrap().ids(inode))
     }
+
+    /// Makes an inode's attributes stale, and its pages from `offset` on (none if negative).
+    ///
+    /// The kernel does not have the inode while the answer that names it for the first time is on its
+    /// way, and when it has just dropped it, which it will tell. In the first case the inode would be
+    /// made with what is stale; so this waits until it is there, or known to be dropped.
+    fn inode(&self, inode: InodeId, offset: i64) {
+        let end = Instant::now() + INODE_WAIT;
+        for id in self.ids(inode) {
+            while self
+                .device
+                .invalidate_inode(id, offset, 0)
+                .is_err_and(|error| error.errno == libc::ENOENT)
+                && self.ids(inode).contains(&id)
+                && Instant::now() < end
+            {
+                std::thread::sleep(INODE_PAUSE);
+            }
+        }
+    }
 }
 
 impl Invalidator for Kernel {
     fn attributes(&self, inode: InodeId) {
-        for id in self.ids(inode) {
-            // A negative offset: no pages, so nothing to wait for.
-            let _ = self.device.invalidate_inode(id, -1, 0);
-        }
+        // A negative offset: no pages, so nothing to wait for.
+        self.inode(inode, -1);
     }
 
     fn content(&self, inode: InodeId) {
-        for id in self.ids(inode) {
-            let _ = self.device.invalidate_inode(id, 0, 0);
-        }
+        self.inode(inode, 0);
     }
 
     fn name(&self, parent: InodeId, name: &[u8]) {
-        // Names are kept by the client, except where the kernel was told that they never change.
+        // Where the kernel keeps no names there is nothing to drop, and its lock must not be waited
+        // for: another node may be the one whose kernel keeps names, and wait for this one.
         let Some(session) = self.session.upgrade() else { return };
-        let keeps =
-            session.nodes.lock().unwrap().of(parent).is_some_and(|directory| directory.keeps_names);
-        if keeps {
+        let until = session.nodes.lock().unwrap().of(parent).map(|directory| directory.keeps_names);
+        if until.is_some_and(|until| !session.client.remaining(until).is_zero()) {
             for id in self.ids(parent) {
                 let _ = self.device.invalidate_entry(id, name);
             }

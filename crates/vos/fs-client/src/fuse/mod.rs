@@ -33,13 +33,16 @@ pub use readers::{MAX_READERS, MOUNT_WAIT};
 pub struct MountOptions {
     /// Threads that always read the device; more are started while these are busy.
     pub readers: usize,
+    /// No other node has a part in the container, now or later: nothing can be recalled between an
+    /// answer and the kernel's taking it, so the kernel may keep more.
+    pub alone: bool,
 }
 
 impl Default for MountOptions {
     /// One thread per core.
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        MountOptions { readers: cores }
+        MountOptions { readers: cores, alone: false }
     }
 }
 
@@ -64,7 +67,7 @@ impl Mount {
         hooks: Arc<dyn Hooks>,
         options: MountOptions,
     ) -> Result<MountHandle, ServeError> {
-        let session = Arc::new(serve::Session::new(client, hooks));
+        let session = Arc::new(serve::Session::new(client, hooks, options.alone));
         let readers = readers::Readers::start(session, Device::from(fd), options.readers)?;
         Ok(MountHandle { readers })
     }

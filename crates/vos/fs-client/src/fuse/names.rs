@@ -3,8 +3,8 @@
 use super::convert;
 use super::nodes::Place;
 use super::serve::{Answer, Served, Session, is_special};
-use crate::cache::Until;
-use crate::client::{Answer as ClientAnswer, FOREVER, Found};
+use crate::cache::{Mark, Until};
+use crate::client::{Answer as ClientAnswer, Found};
 use dvs_fs::messages::{
     DirectoryEntry, Entry as TreeEntry, Handle, InodeId, MAX_NAME, Operation as Ask, Outcome,
 };
@@ -41,7 +41,18 @@ impl Session {
                 self.entry(h, place.below(name), found).ok_or(libc::EIO)?
             }
         };
-        self.note_kept_names(h.node, &entry);
+        let mut entry = entry;
+        if !entry.name_valid.is_zero() {
+            self.note_kept_names(h.node, found.name);
+        }
+        // The node is entered and the name noted: later recalls reach the kernel.
+        if self.client.name_changed(found.mark, parent, name) {
+            entry.name_valid = Duration::ZERO;
+        }
+        let inode = found.attributes.map(|attributes| attributes.inode);
+        if inode.is_some_and(|inode| self.client.attributes_changed(found.mark, inode)) {
+            entry.attr_valid = Duration::ZERO;
+        }
         if entry.node == 0 && entry.name_valid.is_zero() {
             return Err(libc::ENOENT);
         }
@@ -59,15 +70,14 @@ impl Session {
     /// here any more, and the server has counted no reference.
     fn entry(&self, h: &Header, place: Place, found: Found) -> Option<Entry> {
         let Some(attributes) = found.attributes else {
-            return Some(Entry { name_valid: names_valid(found.name), ..Entry::default() });
+            let name_valid = self.name_valid(found.name, found.in_kernel);
+            return Some(Entry { name_valid, ..Entry::default() });
         };
         let writers = self.wants_writers_end(h, &attributes);
-        let (node, confirmed) = if writers {
-            (self.nodes.lock().unwrap().enter_writers(attributes.inode, found.counted)?, false)
+        let node = if writers {
+            self.nodes.lock().unwrap().enter_writers(attributes.inode, found.counted)?
         } else {
-            let mut nodes = self.nodes.lock().unwrap();
-            let node = nodes.enter(attributes.inode, place, found.counted)?;
-            (node, nodes.of(attributes.inode)?.confirmed)
+            self.nodes.lock().unwrap().enter(attributes.inode, place, found.counted)?
         };
         let special = is_special(attributes.mode);
         match attributes.mode & libc::S_IFMT {
@@ -75,26 +85,26 @@ impl Session {
             libc::S_IFSOCK => self.hooks.socket_seen(h.pid),
             _ => {}
         }
-        // An invalidation that comes before the kernel has made its inode finds nothing; so a new
-        // inode's attributes are not kept by the kernel until it has asked once more.
-        let attr_valid = if confirmed {
-            self.attr_valid(&attributes, found.attributes_until)
-        } else {
-            Duration::ZERO
-        };
+        let name_valid =
+            if special { Duration::ZERO } else { self.name_valid(found.name, found.in_kernel) };
+        let attr_valid = self.attr_valid(&attributes, found.attributes_until);
         Some(Entry {
             node,
             generation: 0,
-            name_valid: if special { Duration::ZERO } else { names_valid(found.name) },
+            name_valid,
             attr_valid,
             attr: convert::attr(&attributes),
         })
     }
 
-    fn note_kept_names(&self, directory: u64, entry: &Entry) {
-        if !entry.name_valid.is_zero() {
-            let _ = self.node(directory, |node| node.keeps_names = true);
-        }
+    /// How long the kernel may keep a name.
+    fn name_valid(&self, until: Until, in_kernel: bool) -> Duration {
+        if in_kernel { self.client.remaining(until) } else { Duration::ZERO }
+    }
+
+    /// The kernel is about to be told that it may keep a name of the directory.
+    fn note_kept_names(&self, directory: u64, until: Until) {
+        let _ = self.node(directory, |node| node.keeps_names = node.keeps_names.max(until));
     }
 
     /// MKNOD, MKDIR, SYMLINK, LINK.
@@ -112,18 +122,43 @@ impl Session {
         let operation = operation(parent, name.to_vec());
         let answer = self.client.perform(convert::credentials(h), operation)?;
         let Outcome::Entry(entry) = answer.outcome else { return Err(libc::EIO) };
-        let entry = self.made(&entry, place.below(name))?;
-        body.entry(&entry);
+        let mut made = self.made(&entry, place.below(name), answer.attributes)?;
+        let kept = (answer.name, answer.in_kernel, answer.mark);
+        made.name_valid = self.made_name_valid(h.node, (parent, name), &entry, kept);
+        body.entry(&made);
         Ok(Answer::Body)
     }
 
+    /// How long the kernel may keep the name of something just made in a directory. (It holds the
+    /// directory's lock until it has taken the answer, so no recall can come in between.)
+    pub(super) fn made_name_valid(
+        &self,
+        directory: u64,
+        (parent, name): (InodeId, &[u8]),
+        entry: &TreeEntry,
+        (until, in_kernel, mark): (Until, bool, Mark),
+    ) -> Duration {
+        let special = entry.attributes.is_none_or(|attributes| is_special(attributes.mode));
+        if special || !in_kernel || until == Until::Never {
+            return Duration::ZERO;
+        }
+        self.note_kept_names(directory, until);
+        if self.client.name_changed(mark, parent, name) {
+            Duration::ZERO
+        } else {
+            self.client.remaining(until)
+        }
+    }
+
     /// The entry of something just made. The kernel takes these attributes without a look at what
-    /// was invalidated meanwhile, so it may keep nothing; the client does.
-    pub(super) fn made(&self, entry: &TreeEntry, place: Place) -> Result<Entry, i32> {
+    /// was invalidated meanwhile, so on a container of several nodes it may
+    /// not keep them; the client does.
+    pub(super) fn made(&self, entry: &TreeEntry, place: Place, until: Until) -> Result<Entry, i32> {
         let attributes = entry.attributes.ok_or(libc::EIO)?;
+        let attr_valid = self.unchecked_attr_valid(&attributes, until);
         let node =
             self.nodes.lock().unwrap().enter(attributes.inode, place, true).ok_or(libc::EIO)?;
-        Ok(Entry { node, attr: convert::attr(&attributes), ..Entry::default() })
+        Ok(Entry { node, attr_valid, attr: convert::attr(&attributes), ..Entry::default() })
     }
 
     pub(super) fn rename(
@@ -140,6 +175,11 @@ impl Session {
         if new_name.len() > MAX_NAME {
             return Err(libc::ENAMETOOLONG);
         }
+        // The kernel moves what it keeps of a name.
+        let [from, to] = [h.node, new_parent].map(|id| self.node(id, |node| node.keeps_names));
+        let longest = from?.max(to?);
+        self.note_kept_names(h.node, longest);
+        self.note_kept_names(new_parent, longest);
         let operation = Ask::Rename {
             parent: self.inode(h.node)?,
             name: name.to_vec(),
@@ -178,26 +218,25 @@ impl Session {
             bytes: (arguments.size / record).max(1) * PLAIN_RECORD,
             plus,
         };
-        let ClientAnswer { outcome: Outcome::Directory(entries), .. } =
+        let sent = self.client.now();
+        let ClientAnswer { outcome: Outcome::Directory(entries), mark, .. } =
             self.client.perform(convert::credentials(h), operation)?
         else {
             return Err(libc::EIO);
         };
         let mut full = false;
         let mut unused = Vec::new();
-        if plus
-            && entries
-                .iter()
-                .any(|it| it.entry.is_some_and(|it| it.name_lease.milliseconds == u32::MAX))
-        {
-            self.node(h.node, |node| node.keeps_names = true)?;
+        let kept = entries.iter().filter_map(|it| it.entry).filter(|it| it.in_kernel);
+        let longest = kept.map(|it| Until::from_lease(it.name_lease, sent)).max();
+        if let Some(longest) = longest {
+            self.note_kept_names(h.node, longest);
         }
         for entry in &entries {
             if full {
                 unused.extend(entry.entry.and_then(|it| it.attributes).map(|it| (it.inode, 1)));
                 continue;
             }
-            let what = plus.then(|| self.plus_entry(place, entry));
+            let what = plus.then(|| self.plus_entry((inode, place), entry, sent, mark));
             let numbers = (entry.inode, entry.cookie, entry.kind);
             if !body.dirent(limit, what.as_ref(), numbers, &entry.name) {
                 full = true;
@@ -210,7 +249,13 @@ impl Session {
         Ok(Answer::Body)
     }
 
-    fn plus_entry(&self, place: Place, listed: &DirectoryEntry) -> Entry {
+    fn plus_entry(
+        &self,
+        (directory, place): (InodeId, Place),
+        listed: &DirectoryEntry,
+        sent: u64,
+        mark: Mark,
+    ) -> Entry {
         // The kernel makes nothing of an entry without a node, and `.` and `..` must have none.
         let Some((entry, attributes)) =
             listed.entry.and_then(|entry| Some((entry, entry.attributes?)))
@@ -221,18 +266,18 @@ impl Session {
             self.client.forget(&[(attributes.inode, 1)]);
             return Entry::default();
         }
-        let Ok(mut made) = self.made(&entry, place.below(&listed.name)) else {
+        let Ok(mut made) = self.made(&entry, place.below(&listed.name), Until::Never) else {
             return Entry::default();
         };
-        // The client may keep what was listed; the kernel only names that never change.
-        if !is_special(attributes.mode) {
-            made.name_valid = names_valid(Until::from_lease(entry.name_lease, 0));
+        // The kernel holds the directory's lock until it has taken the listing.
+        let changed = self.client.name_changed(mark, directory, &listed.name)
+            || self.client.attributes_changed(mark, attributes.inode);
+        if !is_special(attributes.mode) && !changed {
+            let until = Until::from_lease(entry.name_lease, sent);
+            made.name_valid = self.name_valid(until, entry.in_kernel);
+            let until = Until::from_lease(entry.attributes_lease, sent);
+            made.attr_valid = self.attr_valid(&attributes, until);
         }
         made
     }
-}
-
-/// How long the kernel may keep a name: see the crate's documentation.
-fn names_valid(until: Until) -> Duration {
-    if until == Until::Always { FOREVER } else { Duration::ZERO }
 }

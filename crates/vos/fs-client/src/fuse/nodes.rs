@@ -2,6 +2,7 @@
 //!
 //! An id is never used twice, so the generation that the kernel wants beside it is always 0.
 
+use crate::cache::Until;
 use dvs_fs::messages::{InodeId, ROOT};
 use dvs_sys::fuse::abi::ROOT_ID;
 use std::collections::HashMap;
@@ -40,15 +41,12 @@ pub(super) struct Node {
     pub(super) lookups: u64,
     /// The server's count of this client's references.
     pub(super) references: u64,
-    /// Whether the kernel has named this id in a request, so that it surely has the inode, and an
-    /// invalidation finds it.
-    pub(super) confirmed: bool,
     /// Where it was looked up.
     pub(super) place: Place,
     /// Whether a record lock was ever asked for here; closing then must be told to the server.
     pub(super) locked: bool,
-    /// Whether the kernel was told to keep names in this directory.
-    pub(super) keeps_names: bool,
+    /// Until when the kernel may keep names of this directory.
+    pub(super) keeps_names: Until,
 }
 
 /// The table.
@@ -65,7 +63,7 @@ pub(super) struct Nodes {
 impl Nodes {
     /// With the root alone.
     pub(super) fn new() -> Nodes {
-        let root = Node { confirmed: true, ..Node::new(Some(ROOT), Place::Root) };
+        let root = Node::new(Some(ROOT), Place::Root);
         Nodes {
             by_id: HashMap::from([(ROOT_ID, root)]),
             by_inode: HashMap::from([(ROOT, ROOT_ID)]),
@@ -77,9 +75,7 @@ impl Nodes {
 
     /// The object of an id that a request named.
     pub(super) fn get(&mut self, id: u64) -> Option<&mut Node> {
-        let node = self.by_id.get_mut(&id)?;
-        node.confirmed = true;
-        Some(node)
+        self.by_id.get_mut(&id)
     }
 
     /// The ids of an object: its own, and those of attached descriptions of it.
@@ -188,10 +184,9 @@ impl Node {
             writers: false,
             lookups: 0,
             references: 0,
-            confirmed: false,
             place,
             locked: false,
-            keeps_names: false,
+            keeps_names: Until::Never,
         }
     }
 }
@@ -253,14 +248,6 @@ mod tests {
         assert_eq!(nodes.forget(id, 1), Some((inode(5), 1)));
         assert_eq!(nodes.forget(writers, 2), Some((inode(5), 1)));
         assert!(nodes.ids(inode(5)).is_empty());
-    }
-
-    #[test]
-    fn an_inode_is_confirmed_by_the_kernel_alone() {
-        let mut nodes = Nodes::new();
-        let id = nodes.enter(inode(5), Place::Elsewhere, true).unwrap();
-        assert!(!nodes.of(inode(5)).unwrap().confirmed);
-        assert!(nodes.get(id).unwrap().confirmed);
     }
 
     #[test]

@@ -38,11 +38,13 @@ pub(super) struct Session {
     pub(super) interrupts: Interrupts,
     pub(super) waiters: Arc<Waiters>,
     pub(super) attached: AttachedTable,
+    /// See [`super::MountOptions`].
+    pub(super) alone: bool,
     agreed: OnceLock<u64>,
 }
 
 impl Session {
-    pub(super) fn new(client: Arc<Client>, hooks: Arc<dyn Hooks>) -> Session {
+    pub(super) fn new(client: Arc<Client>, hooks: Arc<dyn Hooks>, alone: bool) -> Session {
         Session {
             client,
             hooks,
@@ -50,6 +52,7 @@ impl Session {
             interrupts: Interrupts::default(),
             waiters: Arc::default(),
             attached: AttachedTable::default(),
+            alone,
             agreed: OnceLock::new(),
         }
     }
@@ -94,6 +97,12 @@ impl Session {
     /// How long the kernel may keep attributes.
     pub(super) fn attr_valid(&self, attributes: &Attributes, until: Until) -> Duration {
         if is_special(attributes.mode) { Duration::ZERO } else { self.client.remaining(until) }
+    }
+
+    /// How long the kernel may keep attributes that it takes without a look at what was invalidated
+    /// meanwhile, as those in answers to CREATE and SETATTR.
+    pub(super) fn unchecked_attr_valid(&self, attributes: &Attributes, until: Until) -> Duration {
+        if self.alone { self.attr_valid(attributes, until) } else { Duration::ZERO }
     }
 
     /// Does one request.

@@ -246,7 +246,8 @@ pub fn mount_client(
     let client = Arc::clone(client);
     let fd = std::os::fd::AsFd::as_fd(&device).try_clone_to_owned().unwrap();
     drop(device);
-    let handle = Mount::serve(fd, client, hooks, MountOptions { readers: 2 }).unwrap();
+    let handle =
+        Mount::serve(fd, client, hooks, MountOptions { readers: 2, alone: false }).unwrap();
     until("INIT", || handle.is_ready());
     (path, handle)
 }

@@ -350,6 +350,7 @@ impl State {
         Entry {
             attributes,
             name_lease: self.lease(&Stale::Name(parent, name.to_vec())),
+            in_kernel: false,
             attributes_lease: attributes
                 .map_or(Lease::NONE, |it| self.lease(&Stale::Attributes(it.inode))),
         }

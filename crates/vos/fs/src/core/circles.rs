@@ -35,7 +35,9 @@ impl Core {
         for recall in recalls {
             for (other, blocking) in &self.waiting {
                 if blocking.running.client == recall.client
-                    && recall.items.iter().any(|item| blocking.running.subject.blocks(item))
+                    && recall.items.iter().zip(&recall.needs_lock).any(|(item, needs_lock)| {
+                        *needs_lock && blocking.running.subject.blocks(item)
+                    })
                 {
                     found.push(*other);
                 }

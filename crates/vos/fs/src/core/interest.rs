@@ -23,6 +23,8 @@ struct Held {
     until: Instant,
     /// The last recall that covers it; it ends when that one is answered.
     recall: u64,
+    /// The client's kernel may have it, and needs the directory's lock to give it up.
+    in_kernel: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -47,6 +49,8 @@ pub struct Conflict {
     pub stale: Stale,
     /// When the client forgets it by itself; [`NEVER`] for pages and images.
     pub until: Instant,
+    /// Whether the client's kernel needs the directory's lock to give it up.
+    pub needs_lock: bool,
 }
 
 /// All interests of a DC's clients.
@@ -58,13 +62,14 @@ pub struct Interests {
     counts: HashMap<ClientId, usize>,
 }
 
-fn hold(list: &mut Vec<Held>, client: ClientId, until: Instant) -> bool {
+fn hold(list: &mut Vec<Held>, client: ClientId, until: Instant, in_kernel: bool) -> bool {
     if let Some(held) = list.iter_mut().find(|held| held.client == client) {
         held.until = held.until.max(until);
         held.recall = 0;
+        held.in_kernel |= in_kernel;
         false
     } else {
-        list.push(Held { client, until, recall: 0 });
+        list.push(Held { client, until, recall: 0, in_kernel });
         true
     }
 }
@@ -78,21 +83,44 @@ impl Interests {
 
     /// The client may cache attributes.
     pub fn hold_attributes(&mut self, client: ClientId, inode: InodeId, until: Instant) {
-        if hold(self.attributes.entry(inode).or_default(), client, until) {
+        if hold(self.attributes.entry(inode).or_default(), client, until, false) {
             *self.counts.entry(client).or_default() += 1;
         }
     }
 
-    /// The client may cache a name.
-    pub fn hold_name(&mut self, client: ClientId, parent: InodeId, name: &[u8], until: Instant) {
+    /// The client may cache a name, and its kernel too (`in_kernel`).
+    pub fn hold_name(
+        &mut self,
+        client: ClientId,
+        parent: InodeId,
+        name: &[u8],
+        until: Instant,
+        in_kernel: bool,
+    ) {
         let names = self.names.entry(parent).or_default();
         let new = match names.get_mut(name) {
-            Some(list) => hold(list, client, until),
-            None => hold(names.entry(name.to_vec()).or_default(), client, until),
+            Some(list) => hold(list, client, until, in_kernel),
+            None => hold(names.entry(name.to_vec()).or_default(), client, until, in_kernel),
         };
         if new {
             *self.counts.entry(client).or_default() += 1;
         }
+    }
+
+    /// The client's kernel moves what it keeps of a name to another one. What that is, is not known here
+    /// for sure (an answer about the old name can be under way), so it is taken to be something until
+    /// `least`, or longer if the old name is held longer.
+    pub fn move_name(
+        &mut self,
+        client: ClientId,
+        from: (InodeId, &[u8]),
+        to: (InodeId, &[u8]),
+        least: Instant,
+    ) {
+        let list = self.names.get(&from.0).and_then(|names| names.get(from.1));
+        let held = list.into_iter().flatten().find(|held| held.client == client);
+        let until = held.map_or(least, |held| held.until.max(least));
+        self.hold_name(client, to.0, to.1, until, true);
     }
 
     /// The client has opened a file. Whether it may keep the pages that it has: it has them under an
@@ -157,8 +185,9 @@ impl Interests {
         let held = |list: Option<&Vec<Held>>, stale: Stale, found: &mut Vec<Conflict>| {
             for held in list.into_iter().flatten() {
                 if held.client != but && now < held.until {
-                    let stale = stale.clone();
-                    found.push(Conflict { client: held.client, stale, until: held.until });
+                    let (stale, needs_lock) = (stale.clone(), held.in_kernel);
+                    let (client, until) = (held.client, held.until);
+                    found.push(Conflict { client, stale, until, needs_lock });
                 }
             }
         };
@@ -181,7 +210,8 @@ impl Interests {
                     found.retain(|conflict| conflict.client != held.client);
                     // A closed file's pages are reached only through an opening that asks here.
                     let until = if held.opens > 0 { NEVER } else { held.until };
-                    found.push(Conflict { client: held.client, stale: stale.clone(), until });
+                    let (client, stale) = (held.client, stale.clone());
+                    found.push(Conflict { client, stale, until, needs_lock: true });
                 }
             }
         }

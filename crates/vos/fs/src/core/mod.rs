@@ -14,7 +14,10 @@
 //! - A client that holds pages of an open file, or the image for ever, and does not give them up within
 //!   [`FENCE_AFTER`] is fenced: its session ends, and whoever runs it must end its programs.
 //! - Kernels hold a directory's lock while they change it, and need it to give up its names. Two clients
-//!   that change one directory at the same moment can so wait for each other. Such a circle is found
+//!   that change one directory at the same moment could so wait for each other. Therefore kernels keep no
+//!   names (their daemons do, which need no lock), except where there is one client for ever
+//!   ([`Core::one_client`]), and those of images, which do not change in an ordinary run. What is left are
+//!   these, and pages of files that two kernels write through their caches. Such a circle is found
 //!   and broken after [`CIRCLE_PATIENCE`] by answering its youngest change early; until the client that
 //!   this sets free has done what it was asked, the rule above does not hold for that one name or file.
 //!   Where clients can give up anything at any time (without the lock) this is not needed and can be
@@ -160,6 +163,8 @@ struct Waiting {
 struct Recall {
     client: ClientId,
     items: Vec<Stale>,
+    /// For each item, whether the client's kernel needs a lock to give it up.
+    needs_lock: Vec<bool>,
     due: Instant,
     /// At `due` the client is fenced; else what it holds has ended by itself.
     fence: bool,
@@ -172,6 +177,8 @@ pub struct Core {
     incarnation: u64,
     /// How long changes may wait for each other; `None`: for ever.
     patience: Option<Instant>,
+    /// There is, and will be, one client.
+    one_client: bool,
     sessions: BTreeMap<ClientId, Session>,
     /// The last clients that ended: their late requests find no session, and make none.
     ended: VecDeque<ClientId>,
@@ -221,6 +228,7 @@ impl Core {
         Core {
             incarnation,
             patience,
+            one_client: false,
             sessions: BTreeMap::new(),
             ended: VecDeque::new(),
             interests: Interests::default(),
@@ -238,6 +246,13 @@ impl Core {
             tree_references: HashMap::new(),
             swept: 0,
         }
+    }
+
+    /// There will be no more than one client at a time: nobody else can make stale what its kernel
+    /// keeps. A second one that greets ends this; what the first one's kernel was allowed to keep before
+    /// ends with its leases.
+    pub fn one_client(&mut self) {
+        self.one_client = self.sessions.len() <= 1;
     }
 
     /// Takes an event; `now` never goes back.
@@ -335,16 +350,17 @@ impl Core {
         stale: &[Stale],
         out: &mut Vec<Command>,
     ) -> BTreeSet<u64> {
-        let mut conflicts: BTreeMap<ClientId, (Vec<Stale>, Instant)> = BTreeMap::new();
+        let mut conflicts: BTreeMap<ClientId, (Vec<Stale>, Vec<bool>, Instant)> = BTreeMap::new();
         for key in stale {
             for conflict in self.interests.conflicts(key, by, now) {
-                let (items, until) = conflicts.entry(conflict.client).or_default();
+                let (items, needs_lock, until) = conflicts.entry(conflict.client).or_default();
                 items.push(conflict.stale);
+                needs_lock.push(conflict.needs_lock);
                 *until = conflict.until.max(*until);
             }
         }
         let mut numbers = BTreeSet::new();
-        for (client, (items, until)) in conflicts {
+        for (client, (items, needs_lock, until)) in conflicts {
             self.next_recall += 1;
             let number = self.next_recall;
             for item in &items {
@@ -354,7 +370,8 @@ impl Core {
             let last = now + FENCE_AFTER;
             let notice = Notice::Recall { number, stale: items.clone() };
             let (due, fence) = (until.min(last), until > last);
-            self.recalls.insert(number, Recall { client, items, due, fence, ticket });
+            let recall = Recall { client, items, needs_lock, due, fence, ticket };
+            self.recalls.insert(number, recall);
             numbers.insert(number);
             out.push(Command::Notify(client, notice));
         }
@@ -427,14 +444,16 @@ impl Core {
         parent: InodeId,
         name: &[u8],
         life: Life,
-    ) -> Lease {
+    ) -> (Lease, bool) {
         if !self.may_grant(waiting, &Stale::Name(parent, name.to_vec())) {
-            return Lease::NONE;
+            return (Lease::NONE, false);
         }
+        let client = waiting.running.client;
         let (lease, length) = self.lease(life);
         let until = length.map_or(NEVER, |length| now + length);
-        self.interests.hold_name(waiting.running.client, parent, name, until);
-        lease
+        let in_kernel = life == Life::Image || self.one_client;
+        self.interests.hold_name(client, parent, name, until, in_kernel);
+        (lease, in_kernel)
     }
 
     /// Registers an open file for a client that is there.

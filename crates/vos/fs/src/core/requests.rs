@@ -32,6 +32,7 @@ impl Core {
                 return;
             }
             self.sessions.insert(client, super::Session::default());
+            self.one_client &= self.sessions.len() == 1;
         }
         let Some(session) = self.sessions.get_mut(&client) else {
             out.push(Command::Reply(client, Reply { sequence, result: Err(libc::ESTALE) }));
@@ -134,6 +135,8 @@ impl Core {
                     }
                 }
                 let subject = Subject::of(&operation);
+                // From now on, since others' changes of the new name must not be missed.
+                self.note_move(now, client, &subject);
                 if let Subject::Read(inode) | Subject::Write(inode) = &subject {
                     self.interests.touch_content(client, *inode);
                 }
@@ -144,6 +147,16 @@ impl Core {
                 out.push(Command::Execute { ticket, credentials, operation, files });
             }
         }
+    }
+
+    /// The kernel of the client that renames moves what it keeps of the names. (Also the other way, as
+    /// an exchange does; a hold too many costs one more recall.)
+    fn note_move(&mut self, now: Instant, client: ClientId, subject: &Subject) {
+        let Subject::Rename(parent, name, new_parent, new_name) = subject else { return };
+        let (from, to) = ((*parent, name.as_slice()), (*new_parent, new_name.as_slice()));
+        let least = now + Instant::from(PRIVATE_LEASE);
+        self.interests.move_name(client, from, to, least);
+        self.interests.move_name(client, to, from, least);
     }
 
     fn check_open(
@@ -252,7 +265,8 @@ impl Core {
             (Subject::Root, Done::Found(found)) => {
                 let attributes_lease = self.grant_attributes(now, waiting, &found);
                 let attributes = Some(found.attributes);
-                let root = Entry { attributes, name_lease: Lease::FOREVER, attributes_lease };
+                let (name_lease, in_kernel) = (Lease::FOREVER, true);
+                let root = Entry { attributes, name_lease, in_kernel, attributes_lease };
                 Outcome::Welcome { root, server_incarnation: self.incarnation }
             }
             (Subject::Lookup(parent, name), Done::Looked(looked)) => {
@@ -293,7 +307,8 @@ impl Core {
                     self.refer(client, found.attributes.inode);
                     let attributes_lease = self.grant_attributes(now, waiting, &found);
                     let attributes = Some(found.attributes);
-                    Entry { attributes, name_lease: Lease::NONE, attributes_lease }
+                    let (name_lease, in_kernel) = (Lease::NONE, false);
+                    Entry { attributes, name_lease, in_kernel, attributes_lease }
                 };
                 Outcome::Created { entry, handle, content }
             }
@@ -308,6 +323,11 @@ impl Core {
                     ..entry
                 });
                 Outcome::Directory(list.collect())
+            }
+            (Subject::Rename(..), Done::Renamed(_)) => {
+                // Once more: an answer about the old name may have gone out meanwhile.
+                self.note_move(now, client, subject);
+                Outcome::Done
             }
             (_, Done::Data(data)) => Outcome::Data(data),
             (_, Done::Offset(offset)) => Outcome::Offset(offset),
@@ -340,13 +360,14 @@ impl Core {
         name: &[u8],
         looked: Looked,
     ) -> Entry {
-        let name_lease = self.grant_name(now, waiting, parent, name, looked.name_life);
+        let (name_lease, in_kernel) = self.grant_name(now, waiting, parent, name, looked.name_life);
         let Some(found) = looked.found else {
-            return Entry { attributes: None, name_lease, attributes_lease: Lease::NONE };
+            let (attributes, attributes_lease) = (None, Lease::NONE);
+            return Entry { attributes, name_lease, in_kernel, attributes_lease };
         };
         self.refer(waiting.running.client, found.attributes.inode);
         let attributes_lease = self.grant_attributes(now, waiting, &found);
-        Entry { attributes: Some(found.attributes), name_lease, attributes_lease }
+        Entry { attributes: Some(found.attributes), name_lease, in_kernel, attributes_lease }
     }
 
     fn add_open(

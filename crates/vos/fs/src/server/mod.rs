@@ -128,6 +128,11 @@ impl FileServer {
         FileServer { shared, pool, timer: Some(timer) }
     }
 
+    /// There will be one client only: its kernel may keep more. See [`Core::one_client`].
+    pub fn one_client(&self) {
+        lock(&self.shared.core).one_client();
+    }
+
     /// Takes a request; `reply` is called exactly once, soon or late, on any thread, unless the
     /// client's session ends before.
     pub fn handle(&self, request: Request, reply: ReplySink) {

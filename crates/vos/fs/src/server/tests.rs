@@ -371,3 +371,15 @@ fn appends_of_many_clients_never_overlap() {
     assert_eq!(data.len(), usize::from(NODES) * TIMES * 7);
     assert!(data.chunks(7).all(|line| line.iter().all(|byte| *byte == line[0])));
 }
+
+#[test]
+fn the_kernel_of_an_only_client_may_keep_names() {
+    let world = world();
+    world.server.one_client();
+    let mut one = client(&world, 1);
+    one.create(b"file");
+    assert!(one.lookup(b"file").in_kernel && one.lookup(b"none").in_kernel);
+    let mut two = client(&world, 2);
+    assert!(!two.lookup(b"file").in_kernel, "two could wait for each other");
+    assert!(!one.lookup(b"file").in_kernel);
+}
