@@ -244,6 +244,26 @@ pub fn make_node_at(directory: BorrowedFd<'_>, name: &CStr, mode: u32) -> Result
     check("mknodat", i64::from(done)).map(drop)
 }
 
+/// Puts everything of the descriptor's file system on stable storage (`syncfs(2)`).
+///
+/// # Errors
+/// As `syncfs(2)`.
+pub fn sync_file_system(fd: BorrowedFd<'_>) -> Result<()> {
+    let open = reopen(fd, libc::O_RDONLY)?;
+    // SAFETY: touches no memory.
+    check("syncfs", i64::from(unsafe { libc::syncfs(open.as_raw_fd()) })).map(drop)
+}
+
+/// Makes a whiteout: a character device 0:0, which opens nothing and which every user may make.
+///
+/// # Errors
+/// As `mknodat(2)`; `EPERM` on kernels before 5.8 for ordinary users, and on overlayfs.
+pub fn make_whiteout_at(directory: BorrowedFd<'_>, name: &CStr) -> Result<()> {
+    // SAFETY: the name is NUL-terminated and lives through the call.
+    let done = unsafe { libc::mknodat(directory.as_raw_fd(), name.as_ptr(), libc::S_IFCHR, 0) };
+    check("mknodat", i64::from(done)).map(drop)
+}
+
 /// Makes a symbolic link.
 ///
 /// # Errors

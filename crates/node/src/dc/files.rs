@@ -164,6 +164,8 @@ fn tree_config(
             ImageOption::Directory(path) => Image::Directory(path.clone()),
         },
         upper,
+        // A container ends with its daemon: nothing of it is found again.
+        kept: false,
         shares: options
             .shares
             .iter()

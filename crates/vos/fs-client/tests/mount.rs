@@ -395,6 +395,7 @@ fn foreign() {
             fs::create_dir(folder).unwrap();
         }
         let config = dvs_fs::TreeConfig {
+            kept: false,
             image: dvs_fs::Image::Directory("/mnt/image".into()),
             upper: "/mnt/upper".into(),
             shares: vec![dvs_fs::Share {

@@ -10,6 +10,9 @@ pub struct TreeConfig {
     /// An existing, empty folder for the writable part, private to the daemon. Removing it is the
     /// caller's task.
     pub upper: PathBuf,
+    /// The writable part is to outlive the server: the folder may then be one that an earlier server
+    /// with the same configuration has left, however it ended.
+    pub kept: bool,
     /// Folders of the host that the DC sees.
     pub shares: Vec<Share>,
     /// Users and groups.
@@ -153,6 +156,14 @@ pub enum ConfigError {
         path: PathBuf,
         /// Why not.
         error: std::io::Error,
+    },
+    /// A kept folder cannot be used.
+    #[error("{path}: {reason}", path = path.display())]
+    Kept {
+        /// The folder.
+        path: PathBuf,
+        /// Why not, and what to do.
+        reason: &'static str,
     },
     /// A path of the configuration is not absolute, or holds `..`.
     #[error("{path} must be an absolute path without '..'", path = path.display())]

@@ -4,6 +4,7 @@
 //! sees. Without privilege it cannot: there every file belongs to the daemon's user and is open to it,
 //! and what the DC says is kept beside (`overrides`).
 
+use super::marks::Mark;
 use super::nodes::{Key, Record, Side};
 use super::resolve::{c_name, errno};
 use super::{HostTree, Upper, read, write};
@@ -141,7 +142,7 @@ impl HostTree {
         let is_link = status.mode & libc::S_IFMT == libc::S_IFLNK;
         if self.overrides_in(region) {
             let shown = (self.ids.uid_shown(status.uid), self.ids.gid_shown(status.gid));
-            self.set_override(fd, status, Override { uid, gid, mode }, shown)?;
+            self.set_override(region, fd, status, Override { uid, gid, mode }, shown)?;
             return Ok(());
         }
         // On the host's folders a rootless daemon owns what its DC makes, whoever asked there.
@@ -158,6 +159,7 @@ impl HostTree {
     /// its own files.
     fn set_override(
         &self,
+        region: usize,
         fd: BorrowedFd<'_>,
         status: &Status,
         kept: Override,
@@ -176,12 +178,22 @@ impl HostTree {
         let real = if kind == libc::S_IFLNK { 0o777 } else { real };
         let mut overrides = write(&self.overrides);
         let key = Key::from(status);
-        if shown == (kept.uid, kept.gid) && real == kept.mode {
-            overrides.remove(&key);
-        } else if overrides.len() >= MAX_OVERRIDES && !overrides.contains_key(&key) {
+        let needed = shown != (kept.uid, kept.gid) || real != kept.mode;
+        if needed && overrides.len() >= MAX_OVERRIDES && !overrides.contains_key(&key) {
             return Err(libc::ENOSPC);
-        } else {
+        }
+        // Links and special files cannot carry a mark: theirs lasts as long as the server.
+        if self.keeps_marks(region) && matches!(kind, libc::S_IFREG | libc::S_IFDIR) {
+            let owner = needed.then_some((kept.uid, kept.gid, kept.mode));
+            let mark = Mark::read(fd)?;
+            if mark.owner != owner {
+                Mark { owner, ..mark }.write(fd)?;
+            }
+        }
+        if needed {
             overrides.insert(key, kept);
+        } else {
+            overrides.remove(&key);
         }
         Ok(())
     }
@@ -253,7 +265,8 @@ impl HostTree {
         let mode = changes.mode.unwrap_or(mode) & 0o7777;
         if self.overrides_in(record.region) {
             let shown = (self.ids.uid_shown(status.uid), self.ids.gid_shown(status.gid));
-            return self.set_override(fd, &status, Override { uid, gid, mode }, shown);
+            let kept = Override { uid, gid, mode };
+            return self.set_override(record.region, fd, &status, kept, shown);
         }
         if changes.uid.is_some() || changes.gid.is_some() {
             let on_host = |id: Option<u32>, map: &dyn Fn(u32) -> Option<u32>| match id {

@@ -3,7 +3,8 @@
 //! The copy is made under a temporary name and moved into place, so it is never seen half done. Of a
 //! directory only itself is copied; it stays merged with the lower one. Parents are copied first.
 
-use super::nodes::{Key, Record, Side};
+use super::marks::Mark;
+use super::nodes::{Key, Lower, Record, Side};
 use super::resolve::{c_name, errno};
 use super::{HostTree, write};
 use crate::messages::InodeId;
@@ -20,11 +21,11 @@ const CHUNK: usize = 1 << 20;
 const MAX_XATTR: usize = crate::messages::MAX_XATTR;
 
 /// A temporary file of the work folder, removed unless it was moved away.
-struct Temporary<'a> {
-    work: BorrowedFd<'a>,
-    name: CString,
-    directory: bool,
-    moved: bool,
+pub(super) struct Temporary<'a> {
+    pub(super) work: BorrowedFd<'a>,
+    pub(super) name: CString,
+    pub(super) directory: bool,
+    pub(super) moved: bool,
 }
 
 impl Drop for Temporary<'_> {
@@ -74,6 +75,7 @@ impl HostTree {
         let status = hostfile::status(source.as_fd()).map_err(errno)?;
         let (mut temporary, fd) = self.copy(source.as_fd(), &status, limit)?;
         let key = Key::from(&hostfile::status(fd.as_fd()).map_err(errno)?);
+        self.mark_copy(&record, fd.as_fd(), &status)?;
         self.set_copied_attributes(fd.as_fd(), key, &status)?;
         let Some((parent, name)) = record.place.clone() else {
             // Without a name, as its original: the descriptor keeps it.
@@ -111,8 +113,21 @@ impl HostTree {
         Ok(())
     }
 
+    /// Says on a copy what it is a copy of.
+    fn mark_copy(&self, record: &Record, fd: BorrowedFd<'_>, original: &Status) -> Result<()> {
+        let markable = matches!(record.kind, libc::S_IFDIR | libc::S_IFREG);
+        if !markable || !self.keeps_marks(record.region) {
+            return Ok(());
+        }
+        let path = |lower: &Lower| lower.path.as_bytes().to_vec();
+        let lower = record.lower.as_ref().filter(|_| record.is_directory()).map(path);
+        // Other names of the original stay what they were for the next server: two files.
+        let one_name = record.is_directory() || original.links == 1;
+        Mark { lower, number: one_name.then_some(record.number), owner: None }.write(fd)
+    }
+
     /// A name in the work folder that nobody else uses.
-    fn temporary_name(&self) -> CString {
+    pub(super) fn temporary_name(&self) -> CString {
         let number = self.next_work.fetch_add(1, Relaxed);
         CString::new(format!("copy-{number}")).unwrap_or_default()
     }

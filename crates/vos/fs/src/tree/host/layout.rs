@@ -1,14 +1,16 @@
 //! Building a tree from its configuration: layers, hidden places, generated files, shared folders.
 
-use super::nodes::{Key, Lower, New, Table};
+use super::kept;
+use super::nodes::{Key, Lower, New, Side, Table};
+use super::recover::Recovered;
 use super::{HostTree, Layer, Region, Upper, write};
 use crate::config::{ConfigError, Image, Share, ShareMode, TreeConfig};
 use crate::messages::{Credentials, InodeId, ROOT, Time};
 use crate::tree::{Caller, Life, Make, Tree};
 use dvs_sys::hostfile;
 use std::collections::{HashMap, HashSet};
-use std::ffi::CString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::AtomicU64;
@@ -56,6 +58,14 @@ fn folder(what: &'static str, path: &Path) -> Result<OwnedFd, ConfigError> {
     hostfile::open_folder(&name).map_err(|error| failed(error.into()))
 }
 
+/// Makes a folder; `again`: it may be there.
+fn make_folder(parent: BorrowedFd<'_>, name: &CStr, again: bool) -> Result<(), std::io::Error> {
+    match hostfile::make_directory_at(parent, name, 0o700) {
+        Err(error) if !again || error.errno != libc::EEXIST => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
 /// The names of an absolute path.
 fn components(path: &Path) -> Result<Vec<&[u8]>, ConfigError> {
     let wrong = || ConfigError::Path { path: path.to_owned() };
@@ -87,15 +97,27 @@ impl HostTree {
     /// # Errors
     /// A folder that cannot be used, or a share that has no place.
     pub fn open(config: &TreeConfig) -> Result<Self, ConfigError> {
+        Self::build(config, false)
+    }
+
+    /// Looks at a kept upper layer, which a server may be using, without changing it.
+    ///
+    /// # Errors
+    /// A folder that cannot be used, or that no server has left.
+    pub fn check(config: &TreeConfig) -> Result<Recovered, ConfigError> {
+        Ok(Self::build(&TreeConfig { kept: true, ..config.clone() }, true)?.recovered)
+    }
+
+    fn build(config: &TreeConfig, only_look: bool) -> Result<Self, ConfigError> {
         let state = |error: std::io::Error| ConfigError::Folder {
             what: "state folder",
             path: config.upper.clone(),
             error,
         };
         let upper_folder = folder("state folder", &config.upper)?;
+        let again = config.kept && kept::begin(config, upper_folder.as_fd(), only_look)?;
         for name in [c"root", c"work"] {
-            hostfile::make_directory_at(upper_folder.as_fd(), name, 0o700)
-                .map_err(|error| state(error.into()))?;
+            make_folder(upper_folder.as_fd(), name, again).map_err(&state)?;
         }
         let image_path = match &config.image {
             Image::Host => PathBuf::from("/"),
@@ -113,6 +135,10 @@ impl HostTree {
             work: hostfile::path_at(upper_folder.as_fd(), c"work")
                 .map_err(|error| state(error.into()))?,
             next_work: AtomicU64::new(0),
+            kept: config.kept,
+            damaged: RwLock::default(),
+            damage_met: AtomicU64::new(0),
+            recovered: super::recover::Recovered::default(),
             table: Mutex::new(Table::default()),
             masks: RwLock::default(),
             partners: RwLock::default(),
@@ -135,14 +161,30 @@ impl HostTree {
             lower_life: Life::Image,
             upper_life: Life::Private,
         };
-        tree.add_region(region, Some(Arc::new(root)), Some(ROOT.number), None)
-            .map_err(|error| state(std::io::Error::from_raw_os_error(error)))?;
-        tree.furnish(config).map_err(|error| state(std::io::Error::from_raw_os_error(error)))?;
+        let failed = |errno| state(std::io::Error::from_raw_os_error(errno));
+        if config.kept && !only_look {
+            kept::check_support(config, tree.work.as_fd())?;
+        }
+        tree.add_region(region, Some(Arc::new(root)), Some(ROOT.number), None, again)
+            .map_err(failed)?;
+        if again {
+            if !only_look {
+                super::recover::empty(tree.work.as_fd()).map_err(failed)?;
+            }
+            let mut found = Recovered::default();
+            tree.recover(0, &mut found).map_err(failed)?;
+            tree.recovered = found;
+        } else {
+            tree.furnish(config).map_err(failed)?;
+        }
         let mut shares: Vec<&Share> = config.shares.iter().collect();
         // Outer ones first: an inner one's place is made in the outer one.
         shares.sort_by_key(|share| share.path.components().count());
         for (number, share) in shares.into_iter().enumerate() {
-            tree.add_share(share, number, &upper_folder)?;
+            tree.add_share(share, number, &upper_folder, again)?;
+        }
+        if config.kept && !again {
+            kept::finish(config, upper_folder.as_fd())?;
         }
         Ok(tree)
     }
@@ -154,6 +196,7 @@ impl HostTree {
         upper: Option<Arc<OwnedFd>>,
         number: Option<u64>,
         place: Option<(u64, Vec<u8>)>,
+        again: bool,
     ) -> Result<(), i32> {
         let index = self.regions.len();
         let status = |fd: &OwnedFd| hostfile::status(fd.as_fd()).map_err(|error| error.errno);
@@ -178,7 +221,7 @@ impl HostTree {
         let root = self.table().add_root(number, new)?;
         self.regions[index].root = InodeId { number: root, generation: 0 };
         // The upper root looks like the folder that it stands for.
-        if let (Some((key, fd)), Some(status)) = (upper_key, lower_status) {
+        if let (Some((key, fd)), Some(status)) = (upper_key, lower_status.filter(|_| !again)) {
             self.set_copied_attributes(fd.as_fd(), key, &status)?;
         }
         Ok(())
@@ -192,8 +235,7 @@ impl HostTree {
                 self.make_empty(path, mode)?;
             }
             for path in ABSENT {
-                let (directory, name) = self.parent_of(path)?;
-                self.mask(&self.record(directory)?, name);
+                self.hide(path)?;
             }
         }
         self.make_empty("/dev", 0o755)?;
@@ -239,10 +281,28 @@ impl HostTree {
         Ok(directory)
     }
 
+    /// Hides what the image has at a path; answers the path's directory and name.
+    fn hide<'a>(&self, path: &'a str) -> Result<(InodeId, &'a [u8]), i32> {
+        let (directory, name) = self.parent_of(path)?;
+        let mut record = self.record(directory)?;
+        if self.keeps_marks(record.region)
+            && record.lower.as_ref().is_some_and(|lower| !lower.empty)
+        {
+            record = self.copy_up(directory, None)?;
+            let fd = self.descriptor_of(record.number, Side::Upper)?;
+            let name = CString::new(name).map_err(|_| libc::EINVAL)?;
+            match hostfile::make_whiteout_at(fd.as_fd(), &name) {
+                Err(error) if error.errno != libc::EEXIST => return Err(error.errno),
+                _ => {}
+            }
+        }
+        self.mask(&record, name);
+        Ok((directory, name))
+    }
+
     /// Puts an empty directory where the image has something else.
     fn make_empty(&self, path: &str, mode: u32) -> Result<(), i32> {
-        let (directory, name) = self.parent_of(path)?;
-        self.mask(&self.record(directory)?, name);
+        let (directory, name) = self.hide(path)?;
         match self.make_directory(&ROOT_CALLER, directory, name, mode) {
             Ok(_) | Err(libc::EEXIST) => Ok(()),
             Err(errno) => Err(errno),
@@ -251,8 +311,7 @@ impl HostTree {
 
     /// Puts a file where the image has something else.
     fn make_file_with(&self, path: &str, content: &[u8]) -> Result<(), i32> {
-        let (directory, name) = self.parent_of(path)?;
-        self.mask(&self.record(directory)?, name);
+        let (directory, name) = self.hide(path)?;
         let what = Make::Node(libc::S_IFREG | 0o644, 0);
         let found = self.make(&ROOT_CALLER, directory, name, what)?;
         let inode = found.attributes.inode;
@@ -267,6 +326,7 @@ impl HostTree {
         share: &Share,
         number: usize,
         upper_folder: &OwnedFd,
+        again: bool,
     ) -> Result<(), ConfigError> {
         let place = |errno: i32| ConfigError::Place {
             host: share.host.clone(),
@@ -286,8 +346,9 @@ impl HostTree {
             ShareMode::ReadOnly => (Some(host), None, Upper::Host),
             ShareMode::CopyOnWrite => {
                 let name = CString::new(format!("share-{number}")).unwrap_or_default();
-                let upper = hostfile::make_directory_at(upper_folder.as_fd(), &name, 0o700)
-                    .and_then(|()| hostfile::path_at(upper_folder.as_fd(), &name))
+                make_folder(upper_folder.as_fd(), &name, again)
+                    .map_err(|error| place(error.raw_os_error().unwrap_or(libc::EIO)))?;
+                let upper = hostfile::path_at(upper_folder.as_fd(), &name)
                     .map_err(|error| place(error.errno))?;
                 (Some(host), Some(Arc::new(upper)), Upper::Private)
             }
@@ -301,8 +362,14 @@ impl HostTree {
             upper_life: if kind == Upper::Private { Life::Private } else { Life::Shared },
         };
         let covered = (directory.number, last.to_vec());
-        self.add_region(region, upper, None, Some(covered.clone())).map_err(place)?;
-        write(&self.mounts).insert(covered, self.regions.len() - 1);
+        self.add_region(region, upper, None, Some(covered.clone()), again).map_err(place)?;
+        let index = self.regions.len() - 1;
+        write(&self.mounts).insert(covered, index);
+        if again && share.mode == ShareMode::CopyOnWrite {
+            let mut found = std::mem::take(&mut self.recovered);
+            self.recover(index, &mut found).map_err(place)?;
+            self.recovered = found;
+        }
         Ok(())
     }
 }

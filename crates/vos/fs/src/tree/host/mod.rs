@@ -4,7 +4,8 @@
 //! *lower* layer (the image, or a folder that is copied on write), or an *upper* one that takes changes
 //! (the DC's state folder, or a folder that is shared for writing), or both.
 //!
-//! How the two layers of a region meet, all of it in memory while the server lives:
+//! How the two layers of a region meet (in memory while the server lives; in a kept upper layer also on
+//! the files themselves, see `marks`):
 //! - A name is that of the upper directory if it is there, else that of the lower one unless it is
 //!   *masked* (removed, or never to be seen).
 //! - An upper directory is merged with a lower one only if it was copied up from it; which one is
@@ -12,8 +13,8 @@
 //!   without copying what is in them, and a new directory never shows an old one's content.
 //! - What changes is copied up first and keeps its number.
 //!
-//! The idea is that of overlayfs (kernel documentation, `filesystems/overlayfs.rst`); here without its
-//! marks in the upper layer, so that it works without privilege and on every file system.
+//! The idea is that of overlayfs (kernel documentation, `filesystems/overlayfs.rst`); its marks in the
+//! upper layer are written only where that is to be kept, so that the rest works on every file system.
 //!
 //! Safety: every name is looked up relative to an `O_PATH` directory and never followed; the guest's
 //! kernel resolves links. Nothing but regular files and directories is ever opened. No device node is
@@ -22,14 +23,18 @@
 mod attributes;
 mod copyup;
 mod files;
+mod kept;
 mod layout;
 pub mod listing;
+mod marks;
 mod names;
 mod nodes;
+pub mod recover;
 mod resolve;
 #[cfg(test)]
 mod tests;
 mod union;
+mod whiteouts;
 pub mod xattr;
 
 use super::{
@@ -85,6 +90,14 @@ pub struct HostTree {
     ids: IdMap,
     /// Directories that are shown empty (as device and inode).
     hidden: HashSet<(u64, u64)>,
+    /// The private upper layers are to outlive the server.
+    kept: bool,
+    /// Files of kept upper layers whose marks make no sense.
+    damaged: RwLock<HashSet<Key>>,
+    /// How often a program has met one of them.
+    damage_met: AtomicU64,
+    /// What was found when the tree was opened.
+    recovered: recover::Recovered,
     /// Where temporary files of copying are made; on the file system of all private upper layers.
     work: OwnedFd,
     next_work: AtomicU64,
@@ -103,6 +116,20 @@ pub struct HostTree {
     directory_locks: Stripes,
     /// Held while an object is copied up. Taken before a directory's.
     object_locks: Stripes,
+}
+
+impl HostTree {
+    /// What was found in a kept upper layer when the tree was opened.
+    #[must_use]
+    pub fn recovered(&self) -> &recover::Recovered {
+        &self.recovered
+    }
+
+    /// How often a program has met an object whose mark is damaged, and got `EIO`.
+    #[must_use]
+    pub fn damage_met(&self) -> u64 {
+        self.damage_met.load(std::sync::atomic::Ordering::Relaxed)
+    }
 }
 
 impl Tree for HostTree {

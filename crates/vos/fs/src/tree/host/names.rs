@@ -3,6 +3,7 @@
 //! Each takes the lock of the directories whose names it changes, so that a lookup sees the state before
 //! or after. What loses its name keeps a descriptor as long as somebody refers to it.
 
+use super::copyup::Temporary;
 use super::nodes::{Key, New, Record, Side};
 use super::resolve::{c_name, errno};
 use super::union::Held;
@@ -115,20 +116,38 @@ impl HostTree {
         let fd = self.descriptor_of(directory.number, Side::Upper)?;
         let parent_attributes = self.found(&directory)?.attributes;
         let name_c = c_name(name)?;
+        if self.keeps_marks(directory.region) {
+            let own = self.temporary_name();
+            let made = make(self.work.as_fd(), &own)?;
+            let work = self.work.as_fd();
+            let mut new = Temporary { work, name: own, directory: false, moved: false };
+            let object = Arc::new(hostfile::path_at(work, &new.name).map_err(errno)?);
+            let status = hostfile::status(object.as_fd()).map_err(errno)?;
+            new.directory = status.mode & libc::S_IFMT == libc::S_IFDIR;
+            let region = directory.region;
+            self.set_new_attributes(region, object.as_fd(), caller, mode, &parent_attributes)?;
+            self.place_new(&mut new, fd.as_fd(), &name_c)?;
+            return self.learn_made(&directory, name, object).map(|found| (found, made));
+        }
         let made = make(fd.as_fd(), &name_c)?;
         let is_directory = |mode: u32| mode & libc::S_IFMT == libc::S_IFDIR;
-        let finish = || -> Result<(Arc<OwnedFd>, hostfile::Status)> {
+        let finish = || -> Result<Arc<OwnedFd>> {
             let object = Arc::new(hostfile::path_at(fd.as_fd(), &name_c).map_err(errno)?);
             let region = directory.region;
             self.set_new_attributes(region, object.as_fd(), caller, mode, &parent_attributes)?;
-            let status = hostfile::status(object.as_fd()).map_err(errno)?;
-            Ok((object, status))
+            Ok(object)
         };
-        let (object, status) = finish().inspect_err(|_| {
+        let object = finish().inspect_err(|_| {
             let made = hostfile::status_at(fd.as_fd(), &name_c);
             let made_directory = made.is_ok_and(|status| is_directory(status.mode));
             let _ = hostfile::unlink_at(fd.as_fd(), &name_c, made_directory);
         })?;
+        self.learn_made(&directory, name, object).map(|found| (found, made))
+    }
+
+    /// Enters an object that was made in a directory; answers it with a reference.
+    fn learn_made(&self, directory: &Record, name: &[u8], object: Arc<OwnedFd>) -> Result<Found> {
+        let status = hostfile::status(object.as_fd()).map_err(errno)?;
         let new = New {
             region: directory.region,
             kind: status.mode & libc::S_IFMT,
@@ -141,7 +160,7 @@ impl HostTree {
         record.references += 1;
         let record = record.clone();
         drop(table);
-        Ok((self.found_with(&record, &status), made))
+        Ok(self.found_with(&record, &status))
     }
 
     pub(super) fn link_object(
@@ -168,8 +187,15 @@ impl HostTree {
         }
         let fd = self.descriptor_of(record.number, Side::Upper)?;
         let directory_fd = self.descriptor_of(directory.number, Side::Upper)?;
-        hostfile::link_descriptor(fd.as_fd(), directory_fd.as_fd(), &c_name(name)?)
-            .map_err(errno)?;
+        let name_c = c_name(name)?;
+        if self.keeps_marks(directory.region) {
+            let (work, own) = (self.work.as_fd(), self.temporary_name());
+            hostfile::link_descriptor(fd.as_fd(), work, &own).map_err(errno)?;
+            let mut new = Temporary { work, name: own, directory: false, moved: false };
+            self.place_new(&mut new, directory_fd.as_fd(), &name_c)?;
+        } else {
+            hostfile::link_descriptor(fd.as_fd(), directory_fd.as_fd(), &name_c).map_err(errno)?;
+        }
         let mut table = self.table();
         table.set_place(record.number, Some((directory.number, name.to_vec())));
         let known = table.get_mut(record.number)?;
@@ -180,6 +206,21 @@ impl HostTree {
     }
 
     pub(super) fn remove(
+        &self,
+        parent: InodeId,
+        name: &[u8],
+        directory_wanted: bool,
+    ) -> Result<Option<InodeId>> {
+        for _ in 0..MAX_TRIES {
+            if let Some(removed) = self.try_remove(parent, name, directory_wanted)? {
+                return Ok(Some(removed));
+            }
+        }
+        Err(libc::EBUSY)
+    }
+
+    /// One try; nothing when the name has come to mean another directory meanwhile.
+    fn try_remove(
         &self,
         parent: InodeId,
         name: &[u8],
@@ -196,20 +237,35 @@ impl HostTree {
         };
         let peeked = self.peek(&directory, name)?.ok_or(libc::ENOENT)?;
         check(&peeked)?;
+        let victim_number = peeked.number;
         let directory = self.copy_up(parent, None)?;
-        let _names = self.directory_locks.lock(directory.number);
+        // The victim's too, so that nothing is made in a directory while it goes.
+        let _names =
+            self.directory_locks.lock_all([directory.number, victim_number, victim_number]);
         let victim = self.find(&directory, name)?.ok_or(libc::ENOENT)?;
+        if directory_wanted && victim.number != victim_number {
+            return Ok(None);
+        }
         check(&victim)?;
         let directory_fd = self.descriptor_of(directory.number, Side::Upper)?;
         let links = self.pin(&victim)?;
-        let done = if victim.upper.is_some() {
-            let name = c_name(name)?;
-            hostfile::unlink_at(directory_fd.as_fd(), &name, directory_wanted).map_err(errno)
-        } else {
-            hostfile::set_times(directory_fd.as_fd(), SetTime::Keep, SetTime::Now).map_err(errno)
-        };
+        let uncovers = self.lower_has(&directory, name);
+        let kept = self.keeps_marks(directory.region);
+        let done = c_name(name).and_then(|name| match (victim.upper.is_some(), kept) {
+            (true, true) => {
+                self.remove_upper(directory_fd.as_fd(), &name, directory_wanted, uncovers)
+            }
+            (true, false) => {
+                hostfile::unlink_at(directory_fd.as_fd(), &name, directory_wanted).map_err(errno)
+            }
+            (false, true) => hostfile::make_whiteout_at(directory_fd.as_fd(), &name).map_err(errno),
+            (false, false) => {
+                let now = SetTime::Now;
+                hostfile::set_times(directory_fd.as_fd(), SetTime::Keep, now).map_err(errno)
+            }
+        });
         if done.is_ok() {
-            if self.visible_lower(&directory, name)?.is_some() {
+            if uncovers {
                 self.mask(&directory, name);
             }
             self.lose_name(&victim, links);
@@ -333,7 +389,9 @@ impl HostTree {
             return Ok(None);
         }
         let (from, to) = (self.copy_up(parent, None)?, self.copy_up(new_parent, None)?);
-        let _names = self.directory_locks.lock_both(from.number, to.number);
+        // A replaced directory's too, so that nothing is made in it while it goes.
+        let replaced = target.as_ref().map_or(to.number, |target| target.number);
+        let _names = self.directory_locks.lock_all([from.number, to.number, replaced]);
         let now_source = self.find(&from, name)?;
         let now_target = self.find(&to, new_name)?;
         let Some(now_source) =
@@ -421,10 +479,15 @@ impl HostTree {
                 return Err(errno);
             }
         };
-        let uncovers = !exchange && self.visible_lower(from, name).is_ok_and(|v| v.is_some());
+        let uncovers = !exchange && self.lower_has(from, name);
         let flags = if exchange { libc::RENAME_EXCHANGE } else { 0 };
         let done = c_name(name).and_then(|name| {
             let new_name = c_name(new_name)?;
+            if self.keeps_marks(from.region) && !exchange {
+                let old = (from_fd.as_fd(), name.as_c_str());
+                let new = (to_fd.as_fd(), new_name.as_c_str());
+                return self.move_upper(old, new, source, target, uncovers);
+            }
             hostfile::rename_at(from_fd.as_fd(), &name, to_fd.as_fd(), &new_name, flags)
                 .map_err(errno)
         });

@@ -18,6 +18,23 @@ pub(super) const MAX_CACHED: usize = 2048;
 /// Most numbers that are remembered for objects that nobody refers to.
 const MAX_NUMBERS: usize = 1 << 21;
 
+/// Numbers are below this: a double holds each exactly, as some languages want it.
+const NUMBERS: u64 = (1 << 53) - 1;
+
+/// A number for a backing file that is the same whenever it is asked for, so that the next server
+/// shows the same. (A mix of 64 bits as of splitmix64, Steele and others, OOPSLA 2014.)
+fn stable_number(region: usize, key: &Key) -> u64 {
+    let device = if key.born == (0, 0) { key.device } else { 0 };
+    let parts = [region as u64, device, key.inode, key.born.0 as u64, u64::from(key.born.1)];
+    let mixed = parts.into_iter().fold(0_u64, |state, part| {
+        let mut z = (state ^ part).wrapping_add(0x9E37_79B9_7F4A_7C15);
+        z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ z >> 31
+    });
+    mixed & NUMBERS
+}
+
 /// Identity of a backing file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Key {
@@ -120,7 +137,6 @@ pub(super) struct Table {
     by_key: HashMap<(usize, Key), u64>,
     /// Numbers of objects, also of those that have been forgotten.
     numbers: HashMap<(usize, Key), u64>,
-    last: u64,
     /// Files that exist no longer.
     dead: Vec<Key>,
     /// Records with descriptors, in the order in which they will be looked at.
@@ -145,9 +161,17 @@ impl Table {
             let records = &self.records;
             self.numbers.retain(|_, number| records.contains_key(number));
         }
-        self.last = self.last.max(ROOT.number) + 1;
-        self.numbers.insert((region, key), self.last);
-        self.last
+        let mut number = stable_number(region, &key);
+        while number <= ROOT.number || self.records.contains_key(&number) {
+            number = number.wrapping_add(1) & NUMBERS;
+        }
+        self.numbers.insert((region, key), number);
+        number
+    }
+
+    /// A backing file's number, as an earlier server gave it.
+    pub(super) fn know_number(&mut self, region: usize, key: Key, number: u64) {
+        self.numbers.insert((region, key), number & NUMBERS);
     }
 
     /// Adds an object, or learns a place of a known one. Answers its record.
@@ -192,7 +216,6 @@ impl Table {
                 new.upper.as_ref().map(|(key, _)| *key),
                 new.lower.as_ref().map(|(lower, _)| lower.key),
             ];
-            self.last = self.last.max(number);
             for key in keys.into_iter().flatten() {
                 self.numbers.insert((new.region, key), number);
             }

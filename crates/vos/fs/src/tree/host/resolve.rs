@@ -5,6 +5,7 @@ use super::nodes::{Key, Record, Side};
 use crate::messages::InodeId;
 use crate::tree::Result;
 use dvs_sys::hostfile;
+use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,9 +18,6 @@ const STRIPES: usize = 256;
 /// A fixed number of locks for any number of objects.
 #[derive(Debug)]
 pub(super) struct Stripes(Vec<Mutex<()>>);
-
-/// Up to two locks of [`Stripes`].
-pub(super) type Guards<'a> = (MutexGuard<'a, ()>, Option<MutexGuard<'a, ()>>);
 
 impl Default for Stripes {
     fn default() -> Self {
@@ -36,16 +34,11 @@ impl Stripes {
         self.0[Self::index(number)].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Both, in a fixed order.
-    pub(super) fn lock_both(&self, one: u64, two: u64) -> Guards<'_> {
-        let (a, b) = (Self::index(one), Self::index(two));
+    /// All, in a fixed order.
+    pub(super) fn lock_all(&self, numbers: [u64; 3]) -> Vec<MutexGuard<'_, ()>> {
+        let indices: BTreeSet<usize> = numbers.into_iter().map(Self::index).collect();
         let lock = |index: usize| self.0[index].lock().unwrap_or_else(PoisonError::into_inner);
-        if a == b {
-            (lock(a), None)
-        } else {
-            let first = lock(a.min(b));
-            (first, Some(lock(a.max(b))))
-        }
+        indices.into_iter().map(lock).collect()
     }
 }
 

@@ -1,6 +1,7 @@
 //! The host tree: unions, hidden places, hostile names, and the same random operations on it and on the
 //! tree in memory.
 
+mod keeping;
 mod model;
 mod places;
 mod unions;
@@ -65,10 +66,18 @@ pub(crate) fn open(folder: &Folder, shares: Vec<Share>) -> HostTree {
 }
 
 pub(crate) fn open_with(folder: &Folder, image: Image, shares: Vec<Share>, ids: IdMap) -> HostTree {
+    HostTree::open(&configuration(folder, image, shares, ids)).expect("a tree")
+}
+
+pub(crate) fn configuration(
+    folder: &Folder,
+    image: Image,
+    shares: Vec<Share>,
+    ids: IdMap,
+) -> TreeConfig {
     let upper = folder.folder("upper");
     let hostname = "box".into();
-    let config = TreeConfig { image, upper, shares, ids, hidden: Vec::new(), hostname };
-    HostTree::open(&config).expect("a tree")
+    TreeConfig { image, upper, kept: false, shares, ids, hidden: Vec::new(), hostname }
 }
 
 pub(crate) fn share(host: &Path, path: &str, mode: ShareMode) -> Share {

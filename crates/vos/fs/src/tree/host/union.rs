@@ -3,7 +3,7 @@
 use super::listing::{Listed, MAX_LISTING};
 use super::nodes::{Key, Lower, New, Record, Side};
 use super::resolve::{c_name, errno};
-use super::{HostTree, Upper, read, write};
+use super::{HostTree, Upper, marks, read, write};
 use crate::messages::InodeId;
 use crate::tree::{Life, Looked, Result, check_name};
 use dvs_sys::hostfile::{self, Status};
@@ -11,6 +11,7 @@ use std::collections::HashSet;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// File systems whose content is the host's business alone, or which could hang the server; shown as
 /// empty directories. Numbers of `linux/magic.h`.
@@ -172,6 +173,9 @@ impl HostTree {
         };
         let status = hostfile::status(fd.as_fd()).map_err(errno)?;
         let host = self.regions[region].upper == Upper::Host;
+        if !host && self.kept && self.is_not_shown(&status)? {
+            return Ok(None);
+        }
         if host && self.hidden.contains(&(status.device, status.inode)) {
             return Ok(None);
         }
@@ -206,7 +210,7 @@ impl HostTree {
 
     /// Whether a file of a lower layer is shown (`None`: not at all; `Some(true)`: as an empty directory).
     /// Of the host's root only what everybody on the host may read is shown.
-    fn shown(
+    pub(super) fn shown(
         &self,
         region: usize,
         parent_device: u64,
@@ -223,6 +227,23 @@ impl HostTree {
         let secret =
             status.mode & libc::S_IFMT == libc::S_IFREG && status.mode & libc::S_IROTH == 0;
         (!(host_root && secret)).then_some(false)
+    }
+
+    /// Whether a file of a kept upper layer is none to be seen.
+    fn is_not_shown(&self, status: &Status) -> Result<bool> {
+        if read(&self.damaged).contains(&Key::from(status)) {
+            self.damage_met.fetch_add(1, Relaxed);
+            return Err(libc::EIO);
+        }
+        Ok(matches!(status.mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK))
+    }
+
+    /// Whether a directory's lower layer has a name, shown or masked.
+    pub(super) fn lower_has(&self, directory: &Record, name: &[u8]) -> bool {
+        let masked = directory.lower.as_ref().is_some_and(|lower| {
+            read(&self.masks).get(&lower.key).is_some_and(|masked| masked.contains(name))
+        });
+        masked || self.visible_lower(directory, name).is_ok_and(|lower| lower.is_some())
     }
 
     /// Hides a name of a directory's lower layer, now and for ever.
@@ -244,7 +265,9 @@ impl HostTree {
                 let Ok(status) = hostfile::status_at(fd.as_fd(), &c_name(&entry.name)?) else {
                     continue;
                 };
-                if host && self.hidden.contains(&(status.device, status.inode)) {
+                if host && self.hidden.contains(&(status.device, status.inode))
+                    || !host && self.kept && marks::is_whiteout(&status)
+                {
                     continue;
                 }
                 let number = self.table().number(region, Key::from(&status));
@@ -281,7 +304,7 @@ impl HostTree {
         Ok(listed)
     }
 
-    fn raw_entries(&self, fd: BorrowedFd<'_>) -> Result<Vec<hostfile::RawEntry>> {
+    pub(super) fn raw_entries(&self, fd: BorrowedFd<'_>) -> Result<Vec<hostfile::RawEntry>> {
         let open = hostfile::reopen(fd, libc::O_RDONLY | libc::O_DIRECTORY).map_err(errno)?;
         hostfile::entries(open.as_fd(), MAX_LISTING).map_err(errno)
     }
@@ -300,6 +323,7 @@ impl HostTree {
         let fd = self.descriptor_of(directory.number, Side::Upper)?;
         for (name, ..) in names {
             if hostfile::status_at(fd.as_fd(), &c_name(&name)?).is_err() {
+                // (Whiteouts' names are masked, and not among these.)
                 return Ok(true);
             }
         }

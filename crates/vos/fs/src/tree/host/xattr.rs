@@ -2,7 +2,8 @@
 //!
 //! `user.*` and `security.capability` (file capabilities, which work in the DC's user namespace only).
 //! Everything else is not supported, as on a file system without it: `trusted.*` belongs to the host's
-//! root, `system.posix_acl_*` would need checks that the client's kernel does not make.
+//! root, `system.posix_acl_*` would need checks that the client's kernel does not make, `user.dvs.*` is the
+//! server's own.
 
 use crate::tree::Result;
 
@@ -28,5 +29,7 @@ pub fn check_name(name: &[u8]) -> Result<()> {
 /// Whether a name is in a list.
 #[must_use]
 pub fn is_shown(name: &[u8]) -> bool {
-    name == CAPABILITY || name.strip_prefix(b"user.").is_some_and(|rest| !rest.is_empty())
+    name == CAPABILITY
+        || name.strip_prefix(b"user.").is_some_and(|rest| !rest.is_empty())
+            && !name.starts_with(super::marks::PREFIX)
 }

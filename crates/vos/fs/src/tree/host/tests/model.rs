@@ -195,7 +195,16 @@ fn furnish(tree: &dyn Tree) {
     }
 }
 
-fn compare(mut random: Random, host: HostTree) {
+/// How often a kept tree is closed and opened again.
+const REOPEN_EVERY: usize = 200;
+
+/// A kept tree opened again.
+type Again<'a> = &'a dyn Fn() -> HostTree;
+
+/// `again`: the host tree is kept, and now and then opened anew, by which nothing must change.
+fn compare(mut random: Random, host: HostTree, again: Option<Again<'_>>) {
+    // An ordinary user's links and special files cannot carry their owners.
+    let plain = again.is_some() && own_ids() != IdMap::Identity;
     let memory = MemoryTree::new(Life::Private);
     furnish(&memory);
     let mut sides = [
@@ -203,7 +212,21 @@ fn compare(mut random: Random, host: HostTree) {
         Side { tree: Box::new(host), open: Vec::new(), names: HashMap::new() },
     ];
     for number in 0..STEPS {
+        if let Some(again) = again.filter(|_| number % REOPEN_EVERY == REOPEN_EVERY - 1) {
+            for side in &mut sides {
+                for (file, _) in std::mem::take(&mut side.open) {
+                    side.tree.close(file);
+                }
+            }
+            sides[1].tree = Box::new(MemoryTree::new(Life::Private));
+            sides[1].tree = Box::new(again());
+        }
         let mut step = step(&mut random, number);
+        if let Step::Make(_, kind @ (1 | 2)) = &mut step
+            && plain
+        {
+            *kind = 3;
+        }
         if matches!(step, Step::Open(_)) && sides[0].open.len() >= MOST_OPEN {
             step = Step::Close(0);
         }
@@ -225,7 +248,7 @@ fn the_union_behaves_like_one_file_system() {
         furnish(&source);
         let image = Image::Directory(image.at("upper/root"));
         let host = open_with(&folder, image, Vec::new(), own_ids());
-        compare(Random::new(random.next()), host);
+        compare(Random::new(random.next()), host, None);
     }
 }
 
@@ -242,7 +265,7 @@ fn the_rootless_union_behaves_like_one_file_system() {
         furnish(&source);
         let image = Image::Directory(image.at("upper/root"));
         let host = open_with(&folder, image, Vec::new(), ids);
-        compare(Random::new(random.next()), host);
+        compare(Random::new(random.next()), host, None);
     }
 }
 
@@ -260,7 +283,34 @@ fn a_shared_folder_behaves_like_one_file_system() {
                 println!("SKIPPED: only root can change owners in the host's folders");
                 continue;
             }
-            compare(Random::new(random.next()), open(&folder, shares));
+            compare(Random::new(random.next()), open(&folder, shares), None);
         }
+    }
+}
+
+#[test]
+fn a_kept_union_is_the_same_when_it_is_opened_again() {
+    let mut random = Random::from_environment("kept model");
+    for round in 0..ROUNDS {
+        let folder = Folder::new("model");
+        let image = Folder::new("model-image");
+        std::fs::create_dir_all(image.at("image")).expect("made");
+        furnish(&open(&image, Vec::new()));
+        let root = image.at("upper/root");
+        let (image, shares) = if round % 2 == 0 {
+            (Image::Directory(root), Vec::new())
+        } else {
+            let below = share(&root.join("w"), "/w", ShareMode::CopyOnWrite);
+            (Image::Directory(folder.folder("image")), vec![below])
+        };
+        let config = configuration(&folder, image, shares, own_ids());
+        let config = TreeConfig { kept: true, ..config };
+        let again = || {
+            let tree = HostTree::open(&config).expect("a tree that was kept");
+            assert_eq!(tree.recovered().findings, []);
+            assert_eq!(std::fs::read_dir(folder.at("upper/work")).expect("read").count(), 0);
+            tree
+        };
+        compare(Random::new(random.next()), again(), Some(&again));
     }
 }

@@ -121,6 +121,7 @@ fn the_daemons_own_state_is_not_seen_through_a_share() {
     folder.file("project/file", "x");
     let upper = folder.folder("project/state");
     let config = TreeConfig {
+        kept: false,
         image: Image::Directory(folder.folder("image")),
         upper,
         shares: vec![share(&folder.at("project"), "/work", ShareMode::ReadWrite)],
@@ -139,6 +140,7 @@ fn wrong_configurations_are_refused_with_their_path() {
     let folder = Folder::new("config");
     let image = || Image::Directory(folder.folder("image"));
     let config = |image, shares| TreeConfig {
+        kept: false,
         image,
         upper: Folder::new("upper").0.clone(),
         shares,
