@@ -22,7 +22,12 @@ impl Session {
         let handle = self.tree_handle(h, inode, given.handle)?;
         let lock = convert::lock_range(&given.lock).ok_or(libc::EINVAL)?;
         let operation = Ask::TestLock { inode, handle, owner: LockOwner(given.owner), lock };
-        match self.client.perform(convert::credentials(h), operation)?.outcome {
+        let mut outcome = self.client.perform(convert::credentials(h), operation.clone())?.outcome;
+        if matches!(outcome, Outcome::Lock(Some(_))) {
+            self.releases.settle();
+            outcome = self.client.perform(convert::credentials(h), operation)?.outcome;
+        }
+        match outcome {
             Outcome::Lock(conflict) => {
                 body.lock(&convert::file_lock(conflict));
                 Ok(Answer::Body)
@@ -54,7 +59,13 @@ impl Session {
         let owner = LockOwner(given.owner);
         let operation = Ask::SetLock { inode, handle, owner, family, lock, wait };
         if !wait {
-            return self.done(h, operation);
+            return match self.done(h, operation.clone()) {
+                Err(libc::EAGAIN) => {
+                    self.releases.settle();
+                    self.done(h, operation)
+                }
+                other => other,
+            };
         }
         let session = Arc::clone(self);
         let credentials = convert::credentials(h);

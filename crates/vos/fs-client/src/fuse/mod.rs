@@ -15,6 +15,7 @@ mod names;
 mod nodes;
 mod pool;
 mod readers;
+mod releases;
 mod serve;
 
 use crate::client::Client;

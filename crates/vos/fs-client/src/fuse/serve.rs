@@ -5,6 +5,7 @@ use super::convert;
 use super::interrupts::Interrupts;
 use super::nodes::{Node, Nodes};
 use super::pool::Waiters;
+use super::releases::Releases;
 use crate::cache::Until;
 use crate::client::Client;
 use crate::hooks::Hooks;
@@ -38,6 +39,7 @@ pub(super) struct Session {
     pub(super) interrupts: Interrupts,
     pub(super) waiters: Arc<Waiters>,
     pub(super) attached: AttachedTable,
+    pub(super) releases: Releases,
     /// See [`super::MountOptions`].
     pub(super) alone: bool,
     agreed: OnceLock<u64>,
@@ -52,6 +54,7 @@ impl Session {
             interrupts: Interrupts::default(),
             waiters: Arc::default(),
             attached: AttachedTable::default(),
+            releases: Releases::default(),
             alone,
             agreed: OnceLock::new(),
         }
@@ -165,7 +168,7 @@ impl Session {
             }
             Operation::Flush { handle, owner } => self.flush(h, handle, owner),
             Operation::Release { handle, release_flags, owner } => {
-                self.release(h, handle, release_flags, owner)
+                self.releases.during(|| self.release(h, handle, release_flags, owner))
             }
             Operation::Fsync { handle, flags } => self.fsync(h, handle, flags),
             Operation::OpenDir { flags } => self.open_dir(h, flags, body),
