@@ -35,16 +35,6 @@ enum Thing {
     Content(InodeId),
 }
 
-/// Which kernels need the directory's lock, which a lookup and a change hold until they are answered, to
-/// forget a name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kernels {
-    /// None.
-    Free,
-    /// All, as in a directory of an image: they can come to wait for each other.
-    AllKeep,
-}
-
 /// A request that has no answer yet.
 #[derive(Debug, Clone)]
 struct Asked {
@@ -67,8 +57,6 @@ struct Client {
     cut: bool,
     /// Name, and until when.
     names: HashMap<Vec<u8>, (Option<InodeId>, u64)>,
-    /// Which names its kernel may have.
-    in_kernel: BTreeSet<Vec<u8>>,
     known: BTreeSet<InodeId>,
     references: HashMap<InodeId, u64>,
     mtimes: HashMap<InodeId, (Time, u64)>,
@@ -116,15 +104,16 @@ struct World {
     value: u64,
     fenced: usize,
     cached_reads: usize,
-    kernels: Kernels,
+    /// Kernels that need the directory's lock to forget a name.
+    locking_kernels: bool,
 }
 
 impl World {
-    fn new(random: Random, life: Life, kernels: Kernels) -> Self {
+    fn new(random: Random, life: Life, locking_kernels: bool) -> Self {
         let mut world = World {
             random,
             now: 1_000,
-            core: Core::new(1, (kernels == Kernels::AllKeep).then_some(super::CIRCLE_PATIENCE)),
+            core: Core::new(1, locking_kernels.then_some(super::CIRCLE_PATIENCE)),
             tree: MemoryTree::new(life),
             clients: Vec::new(),
             next_incarnation: 0,
@@ -139,7 +128,7 @@ impl World {
             value: 0,
             fenced: 0,
             cached_reads: 0,
-            kernels,
+            locking_kernels,
         };
         for node in 0..CLIENTS {
             world.clients.push(Client::new(ClientId { node, incarnation: 0 }));
@@ -268,7 +257,7 @@ impl World {
 
     /// Reads everything that every client may still have in its cache.
     fn check_all(&mut self) {
-        if self.kernels == Kernels::AllKeep {
+        if self.locking_kernels {
             // Changes may have been answered early.
             return;
         }
@@ -348,12 +337,11 @@ impl World {
                         Operation::Read { inode: read, .. } if read == inode)
                 }),
                 Stale::Name(..) => {
-                    self.kernels == Kernels::AllKeep
+                    self.locking_kernels
                         && client.asked.values().any(|asked| {
                             matches!(
                                 asked.request.operation,
-                                Operation::Lookup { .. }
-                                    | Operation::Create { .. }
+                                Operation::Create { .. }
                                     | Operation::Unlink { .. }
                                     | Operation::Rename { .. }
                             )
@@ -402,34 +390,9 @@ impl World {
             if entry.name_lease.milliseconds > 0 && fresh(&stale, client) {
                 let inode = entry.attributes.map(|attributes| attributes.inode);
                 client.names.insert(name.to_vec(), (inode, until(entry.name_lease)));
-                client.in_kernel.remove(name);
-                if entry.in_kernel {
-                    client.in_kernel.insert(name.to_vec());
-                }
             }
         };
         let request = &asked.request.operation;
-        // A kernel moves what it has of a name. (Unless another client changed that name at the same
-        // moment and the kernel has it still: the gap of images' names that the core's head tells of.)
-        let moved = match (request, &reply.result) {
-            // What was recalled meanwhile it gives up when it is there: it holds the lock till now.
-            (Operation::Rename { name, new_name, .. }, Ok(_))
-                if client.in_kernel.contains(name)
-                    && fresh(&Stale::Name(ROOT, new_name.clone()), client) =>
-            {
-                let kept = client.names.get(name).copied();
-                let thing = Thing::Name(new_name.clone());
-                let own = asked.changed.iter().find(|(changed, _)| *changed == thing);
-                let order = |kept: (Option<InodeId>, u64)| {
-                    self.orders.get(&thing)?.get(&kept.0?.number).copied()
-                };
-                let kept = kept.filter(|kept| {
-                    order(*kept).is_some() && order(*kept) == own.map(|(_, order)| *order)
-                });
-                kept.map(|kept| (new_name.clone(), kept))
-            }
-            _ => None,
-        };
         // What a client changes itself, its kernel knows to be stale, in late answers too.
         let mut own = Vec::new();
         for (thing, _) in &asked.changed {
@@ -480,10 +443,6 @@ impl World {
             _ => {}
         }
         client.stale.extend(own);
-        if let Some((name, kept)) = moved.filter(|(_, (inode, _))| inode.is_some()) {
-            client.names.insert(name.clone(), kept);
-            client.in_kernel.insert(name);
-        }
         self.do_recalls(at);
         self.check_all();
     }
@@ -716,7 +675,6 @@ impl Client {
             welcome: false,
             cut: false,
             names: HashMap::new(),
-            in_kernel: BTreeSet::new(),
             known: BTreeSet::new(),
             references: HashMap::new(),
             mtimes: HashMap::new(),
@@ -731,7 +689,6 @@ impl Client {
         match stale {
             Stale::Name(_, name) => {
                 self.names.remove(name);
-                self.in_kernel.remove(name);
             }
             Stale::Attributes(inode) => {
                 self.mtimes.remove(inode);
@@ -744,12 +701,12 @@ impl Client {
     }
 }
 
-fn run(name: &str, life: Life, kernels: Kernels, faults: bool) {
+fn run(name: &str, life: Life, locking_kernels: bool, faults: bool) {
     let mut random = Random::from_environment(name);
     let (mut fenced, mut cached_reads) = (0, 0);
     for _ in 0..ROUNDS {
         let seed = Random::new(random.next());
-        let mut world = World::new(seed, life, kernels);
+        let mut world = World::new(seed, life, locking_kernels);
         for _ in 0..STEPS {
             world.step(faults);
         }
@@ -766,25 +723,25 @@ fn run(name: &str, life: Life, kernels: Kernels, faults: bool) {
 
 #[test]
 fn no_cache_is_older_than_an_acknowledged_change() {
-    run("coherence", Life::Private, Kernels::Free, false);
+    run("coherence", Life::Private, false, false);
 }
 
 #[test]
 fn no_cache_is_older_when_links_are_cut_and_nodes_die() {
-    run("coherence with faults", Life::Private, Kernels::Free, true);
+    run("coherence with faults", Life::Private, false, true);
 }
 
 #[test]
 fn no_cache_is_older_under_short_leases() {
-    run("short leases", Life::Shared, Kernels::Free, true);
+    run("short leases", Life::Shared, false, true);
 }
 
 #[test]
 fn no_cache_is_older_under_endless_leases() {
-    run("endless leases", Life::Image, Kernels::Free, true);
+    run("endless leases", Life::Image, false, true);
 }
 
-/// Kernels that need a directory's lock to forget one of its names come to wait for each other; nobody is
+/// Kernels that need a directory's lock to forget one of its names (an image's) come to wait for each other; nobody is
 /// fenced for it and everything is answered. (Coherence has the gap that [`super`] names, so this world
 /// only checks that it comes to rest.)
 #[test]
@@ -792,7 +749,7 @@ fn kernels_that_wait_for_each_other_come_free() {
     let mut random = Random::from_environment("circles");
     for _ in 0..ROUNDS {
         let seed = Random::new(random.next());
-        let mut world = World::new(seed, Life::Image, Kernels::AllKeep);
+        let mut world = World::new(seed, Life::Image, true);
         for _ in 0..STEPS / 4 {
             world.step(false);
         }

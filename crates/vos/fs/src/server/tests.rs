@@ -383,3 +383,21 @@ fn the_kernel_of_an_only_client_may_keep_names() {
     assert!(!two.lookup(b"file").in_kernel, "two could wait for each other");
     assert!(!one.lookup(b"file").in_kernel);
 }
+
+#[test]
+fn what_a_kernel_moves_by_a_rename_is_recalled_there() {
+    let world = world();
+    let (mut one, mut two) = (client(&world, 1), client(&world, 2));
+    one.create(b"old");
+    let (name, new_name, flags) = (b"old".to_vec(), b"new".to_vec(), 0);
+    let rename = Operation::Rename { parent: ROOT, name, new_parent: ROOT, new_name, flags };
+    assert_eq!(one.call(rename), Ok(Outcome::Done));
+    // It never asked for the new name.
+    let removing = two.send(Operation::Unlink { parent: ROOT, name: b"new".to_vec() });
+    let notice = lock(&world.notices).recv_timeout(PATIENCE);
+    let (to, Notice::Recall { number, stale }) = notice.expect("a recall");
+    assert_eq!(to, one.id);
+    assert!(stale.contains(&Stale::Name(ROOT, b"new".to_vec())), "{stale:?}");
+    assert_eq!(one.call(Operation::RecallDone { notice: number }), Ok(Outcome::Done));
+    assert_eq!(removing.recv_timeout(PATIENCE).expect("an answer").result, Ok(Outcome::Done));
+}
