@@ -1,13 +1,17 @@
 //! A distributed container as one node sees it: making endpoints and finding them by name.
 
+use crate::cancel;
 use crate::core::exchange::{Key, REGISTRY};
 use crate::core::inbox::MessageKind;
-use crate::core::registry::{Authority, Cache, RegistryReply, RegistryRequest};
+use crate::core::registry::{Authority, Cache, RegistryReply, RegistryRequest, Role};
 use crate::deliver::{Slot, in_handler};
-use crate::endpoint::{Endpoint, Message, ReplyTo};
+use crate::endpoint::{Endpoint, call};
 use crate::error::{CallError, NameError};
+use crate::here::Here;
 use crate::ids::{Address, DcId, Lane, NodeId};
+use crate::message::{Message, ReplyTo};
 use crate::node::Shared;
+use crate::service;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
@@ -67,10 +71,11 @@ impl Dc {
         }
         let mut exchange = shared.exchange.lock().unwrap();
         let mut client = None;
-        let mut registry = None;
+        let (mut registry, mut service) = (None, None);
         if !shared.is_closed() {
             exchange.open_dc(id);
             client = exchange.bind(id);
+            service = exchange.bind_service(id);
             if home == shared.config.id {
                 registry = exchange.bind_registry(id);
             }
@@ -88,6 +93,11 @@ impl Dc {
         let this = Dc { shared: Arc::clone(shared), dc };
         if let Some(key) = registry {
             this.serve(key);
+        }
+        if let Some(key) = service {
+            let (shared, dc) = (Arc::downgrade(&this.shared), Arc::downgrade(&this.dc));
+            let endpoint = this.dc.borrow(&this.shared, key);
+            endpoint.set_handler(move |message| service::answer(&shared, &dc, message));
         }
         this
     }
@@ -115,7 +125,7 @@ impl Dc {
     /// # Errors
     /// When the container or its node is closed, or there are too many endpoints.
     pub fn endpoint(&self) -> Result<Endpoint, NameError> {
-        Ok(Endpoint::new(&self.shared, &self.dc, self.key()?, None))
+        Ok(self.dc.make(&self.shared, self.key()?, None))
     }
 
     /// Makes an endpoint with a name; waits for the home node if it is elsewhere.
@@ -123,10 +133,25 @@ impl Dc {
     /// # Errors
     /// The name is taken, or the registry cannot be asked.
     pub fn bind(&self, name: &str) -> Result<Endpoint, NameError> {
-        let endpoint = Endpoint::new(&self.shared, &self.dc, self.key()?, Some(name.into()));
+        self.bind_as(name, Role::Primary).map(|(endpoint, _)| endpoint)
+    }
+
+    /// Makes an endpoint that stands by for a name, and says who has it now: the endpoint itself if
+    /// nobody else does. When all before it are gone it has the name, and receives a message whose
+    /// [`crate::Message::is_promotion`] is true.
+    ///
+    /// # Errors
+    /// Too many stand by, or the registry cannot be asked.
+    pub fn bind_as(&self, name: &str, role: Role) -> Result<(Endpoint, Address), NameError> {
+        let endpoint = self.dc.make(&self.shared, self.key()?, Some(name.into()));
         let address = endpoint.address();
-        self.ask(RegistryRequest::Bind { name: name.into(), address }, BIND)?;
-        Ok(endpoint)
+        let request = RegistryRequest::Bind { name: name.into(), address, role };
+        let holder = self.ask(request, BIND)?.unwrap_or(address);
+        if role == Role::Replica {
+            // Whom this node asked for before is not whom it would find now.
+            self.dc.cache.lock().unwrap().stale(&holder);
+        }
+        Ok((endpoint, holder))
     }
 
     /// The address of the endpoint that has a name, waiting for it to be bound.
@@ -170,7 +195,8 @@ impl Dc {
         if self.dc.home == self.shared.config.id {
             let slot = Slot::new();
             self.dc.request(&self.shared, request, Asker::Here(Arc::clone(&slot)));
-            return slot.wait();
+            let port = self.client().map_err(NameError::Registry)?;
+            return cancel::wait(&port, &slot, None, || Err(NameError::Cancelled));
         }
         loop {
             let error = match self.ask_home(&request, timeout.saturating_add(GRACE)) {
@@ -199,17 +225,21 @@ impl Dc {
         request: &RegistryRequest,
         timeout: Duration,
     ) -> Result<RegistryReply, CallError> {
-        let client = self.dc.client.ok_or(CallError::Closed)?;
-        let endpoint = Endpoint::borrowed(&self.shared, &self.dc, client);
+        let port = self.client()?;
         let registry = self.dc.registry(&self.shared)?;
         let body = postcard::to_stdvec(request).map_err(|_| CallError::Malformed)?;
-        let reply = endpoint.call(&registry, body, timeout)?;
+        let reply = call(&port, MessageKind::Call, Lane::Small, &registry, body, timeout)?;
         postcard::from_bytes(&reply).map_err(|_| CallError::Malformed)
+    }
+
+    fn client(&self) -> Result<Here, CallError> {
+        let client = self.dc.client.ok_or(CallError::Closed)?;
+        Ok(Here::new(&self.shared, &self.dc, client, None))
     }
 
     /// Answers other nodes' questions.
     fn serve(&self, key: Key) {
-        let endpoint = Endpoint::borrowed(&self.shared, &self.dc, key);
+        let endpoint = self.dc.borrow(&self.shared, key);
         let shared: Weak<Shared> = Arc::downgrade(&self.shared);
         let dc = Arc::downgrade(&self.dc);
         endpoint.set_handler(move |mut message: Message| {
@@ -225,6 +255,21 @@ impl Dc {
 }
 
 impl DcShared {
+    pub(crate) fn id(&self) -> DcId {
+        self.id
+    }
+
+    fn make(self: &Arc<Self>, shared: &Arc<Shared>, key: Key, name: Option<String>) -> Endpoint {
+        let port = Here::new(shared, self, key, name.clone());
+        Endpoint::new(Box::new(port), Arc::clone(shared) as _, name, true)
+    }
+
+    /// A handle whose end does not end the endpoint, for the container's own ones.
+    fn borrow(self: &Arc<Self>, shared: &Arc<Shared>, key: Key) -> Endpoint {
+        let port = Here::new(shared, self, key, None);
+        Endpoint::new(Box::new(port), Arc::clone(shared) as _, None, false)
+    }
+
     fn registry(&self, shared: &Shared) -> Result<Address, CallError> {
         let node = self.home;
         let peer = shared.peer(node).and_then(|peer| peer.incarnation());
@@ -232,14 +277,14 @@ impl DcShared {
         Ok(Address { dc: self.id, node, incarnation, number: REGISTRY })
     }
 
-    fn request(&self, shared: &Shared, request: RegistryRequest, asker: Asker) {
+    fn request(&self, shared: &Arc<Shared>, request: RegistryRequest, asker: Asker) {
         let (node, incarnation) = (shared.config.id, shared.config.incarnation);
         self.request_from(shared, node, incarnation, request, asker);
     }
 
     fn request_from(
         &self,
-        shared: &Shared,
+        shared: &Arc<Shared>,
         node: NodeId,
         incarnation: u64,
         request: RegistryRequest,
@@ -249,12 +294,26 @@ impl DcShared {
         let mut authority = self.authority.lock().unwrap();
         authority.request(shared.now(), node, incarnation, request, asker, &mut answers);
         let next = authority.next_deadline();
+        let promoted = authority.take_promoted();
         drop(authority);
         for (asker, reply) in answers {
             asker.answer(&reply);
         }
+        self.tell_promoted(shared, &promoted);
         if let Some(next) = next {
             shared.timer.due(next);
+        }
+    }
+
+    /// Tells endpoints that they have a name now. One that cannot be reached is gone itself.
+    fn tell_promoted(&self, shared: &Arc<Shared>, promoted: &[Address]) {
+        let registry = Key { dc: self.id, number: REGISTRY };
+        for address in promoted {
+            let mut commands = Vec::new();
+            let mut exchange = shared.exchange.lock().unwrap();
+            let _ = exchange.notify(registry, address, 1, &mut commands);
+            drop(exchange);
+            shared.run(commands);
         }
     }
 
@@ -268,21 +327,19 @@ impl DcShared {
         let (Some(client), Ok(registry)) = (self.client, self.registry(shared)) else { return };
         let Ok(body) = postcard::to_stdvec(&request) else { return };
         // If it cannot be sent the node is gone, or will be: the registry forgets the name then.
-        Endpoint::borrowed(shared, self, client).call_with(
-            Lane::Small,
-            &registry,
-            body,
-            BIND,
-            drop,
-        );
+        self.borrow(shared, client).call_with(Lane::Small, &registry, body, BIND, drop);
     }
 
     pub(crate) fn stale(&self, address: &Address) {
         self.cache.lock().unwrap().stale(address);
     }
 
-    pub(crate) fn node_gone(&self, node: NodeId, incarnation: u64) {
-        self.authority.lock().unwrap().node_gone(node, incarnation);
+    pub(crate) fn node_gone(&self, shared: &Arc<Shared>, node: NodeId, incarnation: u64) {
+        let mut authority = self.authority.lock().unwrap();
+        authority.node_gone(node, incarnation);
+        let promoted = authority.take_promoted();
+        drop(authority);
+        self.tell_promoted(shared, &promoted);
         self.cache.lock().unwrap().node_gone(node, incarnation);
     }
 

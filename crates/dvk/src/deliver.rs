@@ -4,17 +4,18 @@
 //! handler runs on one thread at a time, so that its messages stay in order. What a handler sends to
 //! other handlers of this process runs after it, on the same thread, not inside it.
 
-use crate::batch;
 use crate::core::exchange::Key;
 use crate::core::inbox::Taken;
-use crate::endpoint::Message;
 use crate::error::{CallError, ReceiveError};
+use crate::message::Message;
 use crate::node::{NodeEvent, Shared};
+use crate::port::{Answers, Completion};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::Receiver;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::task::Waker;
 
 /// After so many messages of one endpoint its handler goes on in the task thread, so that a sender
 /// is not kept working for others.
@@ -23,34 +24,92 @@ const DRAIN: usize = 64;
 pub(crate) type Handler = dyn Fn(Message) + Send + Sync;
 pub(crate) type Callback = Box<dyn FnOnce(Result<Vec<u8>, CallError>) + Send>;
 
-/// A place for one value that another thread waits for.
+/// A place for one value that another thread waits for. The first value counts.
 #[derive(Debug)]
 pub(crate) struct Slot<T> {
-    value: Mutex<Option<T>>,
+    state: Mutex<SlotState<T>>,
     filled: Condvar,
+}
+
+#[derive(Debug)]
+struct SlotState<T> {
+    value: Option<T>,
+    filled: bool,
+    /// The wait is to end without a value.
+    interrupted: bool,
+    waker: Option<Waker>,
 }
 
 impl<T> Slot<T> {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Slot { value: Mutex::new(None), filled: Condvar::new() })
+        let state = SlotState { value: None, filled: false, interrupted: false, waker: None };
+        Arc::new(Slot { state: Mutex::new(state), filled: Condvar::new() })
     }
 
     pub(crate) fn fill(&self, value: T) {
-        *self.value.lock().unwrap() = Some(value);
-        self.filled.notify_one();
+        let mut state = self.state.lock().unwrap();
+        if state.filled {
+            return;
+        }
+        state.value = Some(value);
+        state.filled = true;
+        self.wake(state);
     }
 
-    /// Waits. The exchange or the registry, which owns the other end, fills every slot at its
-    /// deadline at the latest, or when the node is closed.
-    pub(crate) fn wait(&self) -> T {
-        // What a batch of this thread holds back may be what is waited for.
-        batch::flush();
-        let mut value = self.value.lock().unwrap();
-        loop {
-            if let Some(value) = value.take() {
-                return value;
-            }
-            value = self.filled.wait(value).unwrap();
+    /// Ends the wait without a value.
+    pub(crate) fn interrupt(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.interrupted = true;
+        self.wake(state);
+    }
+
+    /// It may be waited for again.
+    pub(crate) fn resume(&self) {
+        self.state.lock().unwrap().interrupted = false;
+    }
+
+    fn wake(&self, mut state: MutexGuard<'_, SlotState<T>>) {
+        let waker = state.waker.take();
+        drop(state);
+        self.filled.notify_one();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// The value of a slot that is complete.
+    ///
+    /// # Panics
+    /// When it is not, or was taken already.
+    pub(crate) fn take(&self) -> T {
+        self.state.lock().unwrap().value.take().expect("a slot is taken once, when it is filled")
+    }
+
+    pub(crate) fn try_take(&self) -> Option<T> {
+        self.state.lock().unwrap().value.take()
+    }
+}
+
+impl<T: Send> Completion for Slot<T> {
+    fn is_complete(&self) -> bool {
+        let state = self.state.lock().unwrap();
+        state.filled || state.interrupted
+    }
+
+    fn block(&self) {
+        let mut state = self.state.lock().unwrap();
+        while !state.filled && !state.interrupted {
+            state = self.filled.wait(state).unwrap();
+        }
+    }
+
+    fn tell(&self, waker: &Waker) {
+        let mut state = self.state.lock().unwrap();
+        if state.filled || state.interrupted {
+            drop(state);
+            waker.wake_by_ref();
+        } else {
+            state.waker = Some(waker.clone());
         }
     }
 }
@@ -73,10 +132,10 @@ impl std::fmt::Debug for Waiter {
 }
 
 impl Waiter {
-    pub(crate) fn finish(self, shared: &Arc<Shared>, result: Result<Vec<u8>, CallError>) {
+    pub(crate) fn finish(self, result: Result<Vec<u8>, CallError>) {
         match self {
             Waiter::Caller(slot) => slot.fill(result),
-            Waiter::Callback(callback) => perform(shared, Work::Callback(callback, result)),
+            Waiter::Callback(callback) => perform(Work::Callback(callback, result)),
             Waiter::Receiver(slot) => slot.fill(Err(ReceiveError::Closed)),
         }
     }
@@ -90,7 +149,7 @@ impl Waiter {
 
 /// Something that runs code of the node's user.
 pub(crate) enum Work {
-    Drain(Key),
+    Drain(Arc<Shared>, Key),
     Callback(Callback, Result<Vec<u8>, CallError>),
 }
 
@@ -102,7 +161,7 @@ pub(crate) enum Task {
 
 thread_local! {
     static ACTIVE: Cell<bool> = const { Cell::new(false) };
-    static QUEUE: RefCell<VecDeque<(Arc<Shared>, Work)>> = const { RefCell::new(VecDeque::new()) };
+    static QUEUE: RefCell<VecDeque<Work>> = const { RefCell::new(VecDeque::new()) };
 }
 
 /// Whether this thread runs a handler or callback.
@@ -112,23 +171,26 @@ pub(crate) fn in_handler() -> bool {
 
 /// Runs work now, or after the handler that runs on this thread. The queue is bounded: an endpoint
 /// is in it once, a callback once per call.
-pub(crate) fn perform(shared: &Arc<Shared>, work: Work) {
+pub(crate) fn perform(work: Work) {
     if ACTIVE.get() {
-        QUEUE.with_borrow_mut(|queue| queue.push_back((Arc::clone(shared), work)));
+        QUEUE.with_borrow_mut(|queue| queue.push_back(work));
         return;
     }
     ACTIVE.set(true);
-    run_work(shared, work);
-    while let Some((shared, work)) = QUEUE.with_borrow_mut(VecDeque::pop_front) {
-        run_work(&shared, work);
+    run_work(work);
+    while let Some(work) = QUEUE.with_borrow_mut(VecDeque::pop_front) {
+        run_work(work);
     }
     ACTIVE.set(false);
 }
 
-fn run_work(shared: &Arc<Shared>, work: Work) {
+fn run_work(work: Work) {
     match work {
-        Work::Callback(callback, result) => guarded(shared, || callback(result)),
-        Work::Drain(key) => drain(shared, key),
+        // A panic is printed by its hook; it is its author's, and ends nothing else.
+        Work::Callback(callback, result) => {
+            let _ = catch_unwind(AssertUnwindSafe(|| callback(result)));
+        }
+        Work::Drain(shared, key) => drain(&shared, key),
     }
 }
 
@@ -140,7 +202,8 @@ fn drain(shared: &Arc<Shared>, key: Key) {
         let taken = shared.exchange.lock().unwrap().next_for_handler(key, &mut commands);
         shared.run(commands);
         let Some(taken) = taken else { return };
-        let message = Message::new(shared, taken);
+        let answers: Arc<dyn Answers> = Arc::clone(shared) as _;
+        let message = Message::new(answers, taken);
         guarded(shared, || handler(message));
     }
     shared.later(Task::Drain(key));
@@ -156,7 +219,7 @@ fn guarded(shared: &Shared, body: impl FnOnce()) {
 pub(crate) fn run_tasks(shared: &Arc<Shared>, tasks: &Receiver<Task>) {
     while let Ok(task) = tasks.recv() {
         match task {
-            Task::Drain(key) => perform(shared, Work::Drain(key)),
+            Task::Drain(key) => perform(Work::Drain(Arc::clone(shared), key)),
             Task::Event(event) => shared.observe(&event),
         }
     }

@@ -1,17 +1,22 @@
 //! Endpoints: the primitives.
 
-use crate::core::exchange::{EndpointStatistics, Key, Rejected, Submission};
-use crate::core::frame::Status;
-use crate::core::inbox::{From, MessageKind, ReplyToken, Taken};
-use crate::dc::DcShared;
+use crate::cancel;
+use crate::core::exchange::{EndpointStatistics, Manage};
+use crate::core::inbox::{From, MessageKind, Taken};
+use crate::core::rights::{Permit, Rights};
 use crate::deliver::{Slot, Waiter, in_handler};
 use crate::error::{CallError, ReceiveError};
 use crate::ids::{Address, Lane};
-use crate::node::{NodeConfig, Shared};
+use crate::message::Message;
+use crate::pending::{Pending, PendingMessage};
+use crate::port::{Answers, Outgoing, Port, deadline};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// An endpoint of this node. Cheap to clone; it ends with its last clone, or by
+/// Asking another node to manage an endpoint there takes at most so long.
+const MANAGE: Duration = Duration::from_secs(10);
+
+/// An endpoint of this process. Cheap to clone; it ends with its last clone, or by
 /// [`Endpoint::close`], and its name with it.
 #[derive(Clone)]
 pub struct Endpoint {
@@ -19,10 +24,8 @@ pub struct Endpoint {
 }
 
 struct Inner {
-    shared: Arc<Shared>,
-    dc: Arc<DcShared>,
-    key: Key,
-    address: Address,
+    port: Box<dyn Port>,
+    answers: Arc<dyn Answers>,
     name: Option<String>,
     /// Whether the endpoint ends with this.
     owned: bool,
@@ -31,62 +34,35 @@ struct Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         if self.owned {
-            self.end();
-        }
-    }
-}
-
-impl Inner {
-    fn end(&self) {
-        let mut commands = Vec::new();
-        self.shared.exchange.lock().unwrap().unbind(self.key, &mut commands);
-        let handler = self.shared.handlers.write().unwrap().remove(&self.key);
-        drop(handler);
-        self.shared.run(commands);
-        if let Some(name) = &self.name {
-            self.dc.unbind_later(&self.shared, name, self.address);
+            self.port.end();
         }
     }
 }
 
 impl std::fmt::Debug for Endpoint {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(out, "Endpoint({}, {:?})", self.inner.address, self.inner.name)
+        write!(out, "Endpoint({}, {:?})", self.address(), self.inner.name)
     }
 }
 
 impl Endpoint {
     pub(crate) fn new(
-        shared: &Arc<Shared>,
-        dc: &Arc<DcShared>,
-        key: Key,
-        name: Option<String>,
-    ) -> Self {
-        Endpoint::make(shared, dc, key, name, true)
-    }
-
-    /// A handle whose end does not end the endpoint, for the container's own ones.
-    pub(crate) fn borrowed(shared: &Arc<Shared>, dc: &Arc<DcShared>, key: Key) -> Self {
-        Endpoint::make(shared, dc, key, None, false)
-    }
-
-    fn make(
-        shared: &Arc<Shared>,
-        dc: &Arc<DcShared>,
-        key: Key,
+        port: Box<dyn Port>,
+        answers: Arc<dyn Answers>,
         name: Option<String>,
         owned: bool,
     ) -> Self {
-        let (dc, shared) = (Arc::clone(dc), Arc::clone(shared));
-        let NodeConfig { id: node, incarnation, .. } = shared.config;
-        let address = Address { dc: key.dc, node, incarnation, number: key.number };
-        Endpoint { inner: Arc::new(Inner { shared, dc, key, address, name, owned }) }
+        Endpoint { inner: Arc::new(Inner { port, answers, name, owned }) }
+    }
+
+    fn port(&self) -> &dyn Port {
+        &*self.inner.port
     }
 
     /// Where it is, for others to send to.
     #[must_use]
     pub fn address(&self) -> Address {
-        self.inner.address
+        self.port().address()
     }
 
     /// Its name, if it has one.
@@ -99,7 +75,9 @@ impl Endpoint {
     /// process and has a handler, that usually runs before this returns: hold no lock that it takes.
     ///
     /// # Errors
-    /// Nothing was sent: [`CallError::Busy`] when too many wait, others as they say.
+    /// Nothing was sent: [`CallError::Busy`] when too many wait, others as they say. A process that
+    /// is attached to its node ([`crate::attach`]) hears of the end of a destination with a later
+    /// message to it.
     pub fn post(&self, to: &Address, body: Vec<u8>) -> Result<(), CallError> {
         self.post_on(Lane::Small, to, body)
     }
@@ -109,8 +87,8 @@ impl Endpoint {
     /// # Errors
     /// As [`Endpoint::post`].
     pub fn post_on(&self, lane: Lane, to: &Address, body: Vec<u8>) -> Result<(), CallError> {
-        let submission = self.submission(lane, to, MessageKind::Post, body, 0);
-        self.submit(submission, None).map_err(|rejected| rejected.error).map(|_| ())
+        let outgoing = Outgoing { to: *to, kind: MessageKind::Post, lane, body, deadline: 0 };
+        self.port().begin(outgoing, None).map_err(|refused| refused.error).map(|_| ())
     }
 
     /// [`Endpoint::post_on`] that gives the message back when it was not sent.
@@ -123,11 +101,9 @@ impl Endpoint {
         to: &Address,
         body: Vec<u8>,
     ) -> Result<(), (CallError, Vec<u8>)> {
-        let submission = self.submission(lane, to, MessageKind::Post, body, 0);
-        match self.submit(submission, None) {
-            Ok(_) => Ok(()),
-            Err(rejected) => Err((rejected.error, rejected.submission.body)),
-        }
+        let outgoing = Outgoing { to: *to, kind: MessageKind::Post, lane, body, deadline: 0 };
+        let sent = self.port().begin(outgoing, None).map(|_| ());
+        sent.map_err(|refused| (refused.error, refused.outgoing.body))
     }
 
     /// [`Endpoint::post_on`] that waits while too many messages wait.
@@ -141,8 +117,9 @@ impl Endpoint {
         body: Vec<u8>,
         timeout: Duration,
     ) -> Result<(), CallError> {
-        let deadline = self.inner.shared.deadline(timeout);
-        self.submit_waiting(self.submission(lane, to, MessageKind::Post, body, deadline), None)
+        let deadline = deadline(self.port().now(), timeout);
+        let outgoing = Outgoing { to: *to, kind: MessageKind::Post, lane, body, deadline };
+        begin_waiting(self.port(), outgoing, None).map(|_| ())
     }
 
     /// Rendezvous: sends a message on the small lane and waits until it was received.
@@ -150,7 +127,7 @@ impl Endpoint {
     /// # Errors
     /// Not received, or (node gone, time over) not known to be.
     pub fn send(&self, to: &Address, body: Vec<u8>, timeout: Duration) -> Result<(), CallError> {
-        self.wait(Lane::Small, to, MessageKind::Send, body, timeout).map(|_| ())
+        call(self.port(), MessageKind::Send, Lane::Small, to, body, timeout).map(|_| ())
     }
 
     /// Sends a request on the small lane and waits for the answer.
@@ -163,7 +140,7 @@ impl Endpoint {
         body: Vec<u8>,
         timeout: Duration,
     ) -> Result<Vec<u8>, CallError> {
-        self.wait(Lane::Small, to, MessageKind::Call, body, timeout)
+        self.call_on(Lane::Small, to, body, timeout)
     }
 
     /// [`Endpoint::call`] on a lane; the answer takes the same one.
@@ -177,7 +154,7 @@ impl Endpoint {
         body: Vec<u8>,
         timeout: Duration,
     ) -> Result<Vec<u8>, CallError> {
-        self.wait(lane, to, MessageKind::Call, body, timeout)
+        call(self.port(), MessageKind::Call, lane, to, body, timeout)
     }
 
     /// Sends a request and calls back with the answer. The callback runs once, on the thread that
@@ -191,15 +168,80 @@ impl Endpoint {
         timeout: Duration,
         callback: impl FnOnce(Result<Vec<u8>, CallError>) + Send + 'static,
     ) {
-        let shared = &self.inner.shared;
-        let deadline = shared.deadline(timeout);
-        let submission = self.submission(lane, to, MessageKind::Call, body, deadline);
+        let deadline = deadline(self.port().now(), timeout);
+        let outgoing = Outgoing { to: *to, kind: MessageKind::Call, lane, body, deadline };
         let waiter = Waiter::Callback(Box::new(callback));
-        if let Err(rejected) = self.submit(submission, Some(waiter))
-            && let Some(waiter) = rejected.waiter
+        if let Err(refused) = self.port().begin(outgoing, Some(waiter))
+            && let Some(waiter) = refused.waiter
         {
-            waiter.finish(shared, Err(rejected.error));
+            waiter.finish(Err(refused.error));
         }
+    }
+
+    /// [`Endpoint::call_on`] for async code, on any executor. The request is sent at once; a future
+    /// that is dropped takes it back.
+    pub fn call_async(
+        &self,
+        lane: Lane,
+        to: &Address,
+        body: Vec<u8>,
+        timeout: Duration,
+    ) -> Pending<Vec<u8>> {
+        self.pending(MessageKind::Call, lane, to, body, timeout)
+    }
+
+    /// [`Endpoint::send`] for async code. The answer is empty.
+    pub fn send_async(&self, to: &Address, body: Vec<u8>, timeout: Duration) -> Pending<Vec<u8>> {
+        self.pending(MessageKind::Send, Lane::Small, to, body, timeout)
+    }
+
+    /// [`Endpoint::receive`] for async code. A message that came before the future was dropped is
+    /// lost with it; a call's sender hears that it was dropped.
+    pub fn receive_async(&self, timeout: Duration) -> PendingMessage {
+        self.pending_message(From::Any, timeout)
+    }
+
+    /// [`Endpoint::receive_from`] for async code, see [`Endpoint::receive_async`].
+    pub fn receive_from_async(&self, source: &Address, timeout: Duration) -> PendingMessage {
+        self.pending_message(From::One(*source), timeout)
+    }
+
+    fn pending(
+        &self,
+        kind: MessageKind,
+        lane: Lane,
+        to: &Address,
+        body: Vec<u8>,
+        timeout: Duration,
+    ) -> Pending<Vec<u8>> {
+        let slot = Slot::new();
+        let deadline = deadline(self.port().now(), timeout);
+        let outgoing = Outgoing { to: *to, kind, lane, body, deadline };
+        let waiter = Waiter::Caller(Arc::clone(&slot));
+        let id = match self.port().begin(outgoing, Some(waiter)) {
+            Ok(id) => Some(id),
+            Err(refused) => {
+                slot.fill(Err(refused.error));
+                None
+            }
+        };
+        Pending::new(self.clone(), slot, id)
+    }
+
+    fn pending_message(&self, from: From, timeout: Duration) -> PendingMessage {
+        let slot = Slot::new();
+        let deadline = deadline(self.port().now(), timeout);
+        let waiter = Waiter::Receiver(Arc::clone(&slot));
+        let id = self.port().receive(from, deadline, waiter);
+        PendingMessage::new(self.clone(), slot, id)
+    }
+
+    pub(crate) fn cancel(&self, id: u64) {
+        self.port().cancel(id);
+    }
+
+    pub(crate) fn message(&self, taken: Taken) -> Message {
+        Message::new(Arc::clone(&self.inner.answers), taken)
     }
 
     /// Sets bits at the destination, which receives them together with all that were set before it
@@ -208,12 +250,7 @@ impl Endpoint {
     /// # Errors
     /// When the destination cannot be reached; whether it exists on another node is not asked.
     pub fn notify(&self, to: &Address, bits: u64) -> Result<(), CallError> {
-        let shared = &self.inner.shared;
-        let mut commands = Vec::new();
-        let result =
-            shared.exchange.lock().unwrap().notify(self.inner.key, to, bits, &mut commands);
-        shared.run(commands);
-        result
+        self.port().notify(to, bits)
     }
 
     /// Waits for the next message or notification from anybody.
@@ -241,184 +278,96 @@ impl Endpoint {
     /// nothing. Answers may be given later, by any thread. A handler that owns a clone of its own
     /// endpoint keeps it alive until it is closed.
     pub fn set_handler(&self, handler: impl Fn(Message) + Send + Sync + 'static) {
-        let shared = &self.inner.shared;
-        shared.handlers.write().unwrap().insert(self.inner.key, Arc::new(handler));
-        let mut commands = Vec::new();
-        shared.exchange.lock().unwrap().set_handler(self.inner.key, &mut commands);
-        shared.run(commands);
+        self.port().set_handler(Box::new(handler));
+    }
+
+    /// Says what endpoints may do with this one that are not named by [`Endpoint::grant`]. At first
+    /// everybody in the container may call it, and nothing else.
+    ///
+    /// # Errors
+    /// When the endpoint is closed.
+    pub fn permit_everybody(&self, rights: Rights) -> Result<(), CallError> {
+        self.manage(&self.address(), Manage::Permit(Permit::Everybody(rights)))
+    }
+
+    /// Says what one endpoint may do with this one, instead of what everybody may.
+    ///
+    /// # Errors
+    /// [`CallError::Busy`] when too many are named; when the endpoint is closed.
+    pub fn grant(&self, to: &Address, rights: Rights) -> Result<(), CallError> {
+        self.manage(&self.address(), Manage::Permit(Permit::One(*to, rights)))
+    }
+
+    /// Changes the permissions of an endpoint that this one may manage, or ends it; wherever it is.
+    ///
+    /// # Errors
+    /// [`CallError::Denied`] without [`Rights::MANAGE`]; when it cannot be reached.
+    pub fn manage(&self, of: &Address, what: Manage) -> Result<(), CallError> {
+        self.port().manage(of, what, MANAGE)
     }
 
     /// Ends the endpoint now, for all clones: whoever waits at it or for it hears so.
     pub fn close(&self) {
-        self.inner.end();
+        self.port().end();
     }
 
     /// Figures; `None` after its end.
     #[must_use]
     pub fn statistics(&self) -> Option<EndpointStatistics> {
-        self.inner.shared.exchange.lock().unwrap().endpoint_statistics(self.inner.key)
+        self.port().statistics()
     }
 
     fn receive_matching(&self, from: From, timeout: Duration) -> Result<Message, ReceiveError> {
         if in_handler() {
             return Err(ReceiveError::InHandler);
         }
-        let shared = &self.inner.shared;
-        let deadline = shared.deadline(timeout);
         let slot = Slot::new();
+        let deadline = deadline(self.port().now(), timeout);
         let waiter = Waiter::Receiver(Arc::clone(&slot));
-        let mut commands = Vec::new();
-        let waits = shared.exchange.lock().unwrap().receive(
-            self.inner.key,
-            from,
-            deadline,
-            waiter,
-            &mut commands,
-        );
-        shared.run(commands);
-        if waits.is_some() {
-            shared.timer.due(deadline);
+        let id = self.port().receive(from, deadline, waiter);
+        cancel::wait(self.port(), &slot, id, || Err(ReceiveError::Cancelled))
+            .map(|taken| self.message(taken))
+    }
+}
+
+/// Sends a call or send, and waits for its end.
+pub(crate) fn call(
+    port: &dyn Port,
+    kind: MessageKind,
+    lane: Lane,
+    to: &Address,
+    body: Vec<u8>,
+    timeout: Duration,
+) -> Result<Vec<u8>, CallError> {
+    let slot = Slot::new();
+    let deadline = deadline(port.now(), timeout);
+    let outgoing = Outgoing { to: *to, kind, lane, body, deadline };
+    let id = begin_waiting(port, outgoing, Some(Waiter::Caller(Arc::clone(&slot))))?;
+    cancel::wait(port, &slot, Some(id), || Err(CallError::Cancelled { address: *to }))
+}
+
+/// Sends, and waits for room to send if there is none.
+fn begin_waiting(
+    port: &dyn Port,
+    mut outgoing: Outgoing,
+    mut waiter: Option<Waiter>,
+) -> Result<u64, CallError> {
+    if in_handler() {
+        return Err(CallError::InHandler);
+    }
+    let deadline = outgoing.deadline;
+    loop {
+        let refused = match port.begin(outgoing, waiter) {
+            Ok(id) => return Ok(id),
+            Err(refused) => refused,
+        };
+        if !matches!(refused.error, CallError::Busy { .. }) || port.now() >= deadline {
+            return Err(refused.error);
         }
-        slot.wait().map(|taken| Message::new(shared, taken))
-    }
-
-    fn submission(
-        &self,
-        lane: Lane,
-        to: &Address,
-        kind: MessageKind,
-        body: Vec<u8>,
-        deadline: u64,
-    ) -> Submission {
-        Submission { source: self.inner.key, to: *to, kind, lane, body, deadline }
-    }
-
-    fn wait(
-        &self,
-        lane: Lane,
-        to: &Address,
-        kind: MessageKind,
-        body: Vec<u8>,
-        timeout: Duration,
-    ) -> Result<Vec<u8>, CallError> {
-        let slot = Slot::new();
-        let deadline = self.inner.shared.deadline(timeout);
-        let submission = self.submission(lane, to, kind, body, deadline);
-        self.submit_waiting(submission, Some(Waiter::Caller(Arc::clone(&slot))))?;
-        slot.wait()
-    }
-
-    fn submit_waiting(
-        &self,
-        mut submission: Submission,
-        mut waiter: Option<Waiter>,
-    ) -> Result<(), CallError> {
-        if in_handler() {
-            return Err(CallError::InHandler);
+        if cancel::requested() {
+            return Err(CallError::Cancelled { address: refused.outgoing.to });
         }
-        let deadline = submission.deadline;
-        loop {
-            let Err(rejected) = self.submit(submission, waiter) else { return Ok(()) };
-            let shared = &self.inner.shared;
-            if !matches!(rejected.error, CallError::Busy { .. }) || shared.now() >= deadline {
-                return Err(rejected.error);
-            }
-            (submission, waiter) = (rejected.submission, rejected.waiter);
-            shared.wait_for_room(deadline);
-        }
-    }
-
-    #[allow(clippy::result_large_err)] // the message goes back to be tried again
-    fn submit(
-        &self,
-        submission: Submission,
-        waiter: Option<Waiter>,
-    ) -> Result<u64, Rejected<Waiter>> {
-        let shared = &self.inner.shared;
-        let deadline = waiter.is_some().then_some(submission.deadline);
-        let room = submission.to.node == shared.config.id
-            || shared.has_room(submission.to.node, submission.lane);
-        let mut commands = Vec::new();
-        let result =
-            shared.exchange.lock().unwrap().submit(submission, waiter, room, &mut commands);
-        shared.run(commands);
-        if let Some(deadline) = deadline {
-            shared.timer.due(deadline);
-        }
-        result
-    }
-}
-
-/// A message that was received.
-#[derive(Debug)]
-pub struct Message {
-    /// Who sent it; vouched for by the DVK.
-    pub source: Address,
-    /// How it was sent.
-    pub kind: MessageKind,
-    /// Its content.
-    pub body: Vec<u8>,
-    /// The bits of a notification; 0 otherwise.
-    pub bits: u64,
-    reply: Option<ReplyTo>,
-}
-
-impl Message {
-    pub(crate) fn new(shared: &Arc<Shared>, taken: Taken) -> Self {
-        let Taken { source, kind, body, bits, reply } = taken;
-        let reply = reply.map(|token| ReplyTo { shared: Arc::clone(shared), token: Some(token) });
-        Message { source, kind, body, bits, reply }
-    }
-
-    /// Answers a call. Does nothing for other kinds, or when it was answered already.
-    pub fn reply(mut self, body: Vec<u8>) {
-        if let Some(reply) = self.reply.take() {
-            reply.reply(body);
-        }
-    }
-
-    /// Takes the right to answer out, for another thread or a later time.
-    pub fn take_reply(&mut self) -> Option<ReplyTo> {
-        self.reply.take()
-    }
-}
-
-/// The right to answer one call. Dropped without an answer, the caller hears
-/// [`CallError::Dropped`].
-pub struct ReplyTo {
-    shared: Arc<Shared>,
-    token: Option<ReplyToken>,
-}
-
-impl ReplyTo {
-    /// Answers. Never blocks; a caller that is gone, or waits no longer, is no error. An answer
-    /// that is too long reaches the caller as [`CallError::TooLarge`].
-    pub fn reply(mut self, body: Vec<u8>) {
-        self.answer(Ok(body));
-    }
-
-    /// Who waits for it.
-    #[must_use]
-    pub fn caller(&self) -> Option<Address> {
-        self.token.map(|token| token.caller)
-    }
-
-    fn answer(&mut self, answer: Result<Vec<u8>, Status>) {
-        let Some(token) = self.token.take() else { return };
-        let mut commands = Vec::new();
-        self.shared.exchange.lock().unwrap().reply(token, answer, &mut commands);
-        self.shared.run(commands);
-    }
-}
-
-impl Drop for ReplyTo {
-    fn drop(&mut self) {
-        self.answer(Err(Status::Dropped));
-    }
-}
-
-impl std::fmt::Debug for ReplyTo {
-    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.debug_tuple("ReplyTo").field(&self.token).finish()
+        (outgoing, waiter) = (refused.outgoing, refused.waiter);
+        port.wait_for_room(deadline);
     }
 }

@@ -38,6 +38,18 @@ pub enum CallError {
         /// The destination.
         address: Address,
     },
+    /// The sender may not call the endpoint, or not do with it what it wanted to. Nothing was done.
+    #[error("{address} does not permit this; its owner can grant the right")]
+    Denied {
+        /// The endpoint.
+        address: Address,
+    },
+    /// The one who waited gave up. Whether the server acted is not known.
+    #[error("the wait for {address} was cancelled; whether it acted is not known")]
+    Cancelled {
+        /// The server.
+        address: Address,
+    },
     /// The server gave the request up without an answer.
     #[error("{address} dropped the request without an answer")]
     Dropped {
@@ -81,9 +93,18 @@ pub enum ReceiveError {
     /// None came in time.
     #[error("no message came in time")]
     TimedOut,
+    /// The receiver gave up.
+    #[error("the wait for a message was cancelled")]
+    Cancelled,
     /// The endpoint was closed.
     #[error("the endpoint is closed")]
     Closed,
+    /// The only endpoint that could have sent it is gone.
+    #[error("{address}, whose message was waited for, is gone")]
+    Gone {
+        /// The endpoint.
+        address: Address,
+    },
     /// The only node that could have sent it is gone.
     #[error("node {node}, whose message was waited for, is gone")]
     NodeGone {
@@ -115,6 +136,9 @@ pub enum NameError {
         /// The name.
         name: String,
     },
+    /// The one who waited for the name gave up.
+    #[error("the wait for a name was cancelled")]
+    Cancelled,
     /// Empty or too long.
     #[error("a name has 1 to {} bytes", crate::core::registry::MAX_NAME)]
     BadName,

@@ -452,9 +452,9 @@ impl Shared {
                         peer.send(self, incarnation, lane, frame);
                     }
                 }
-                Command::Finish { waiter, result } => waiter.finish(self, result),
+                Command::Finish { waiter, result } => waiter.finish(result),
                 Command::Received { waiter, result } => waiter.received(result),
-                Command::Drain(key) => deliver::perform(self, Work::Drain(key)),
+                Command::Drain(key) => deliver::perform(Work::Drain(Arc::clone(self), key)),
                 Command::Stale(address) => self.stale(&address),
             }
         }
@@ -514,10 +514,10 @@ impl Shared {
     }
 
     /// A session ended: names of that life are void. The exchange knows already.
-    pub(crate) fn node_gone(&self, node: NodeId, incarnation: u64) {
+    pub(crate) fn node_gone(self: &Arc<Self>, node: NodeId, incarnation: u64) {
         let dcs: Vec<Arc<DcShared>> = self.dcs.lock().unwrap().values().cloned().collect();
         for dc in dcs {
-            dc.node_gone(node, incarnation);
+            dc.node_gone(self, node, incarnation);
         }
     }
 

@@ -6,9 +6,10 @@
 //! process; what must outlive that belongs into the service's own state.
 
 use crate::deliver::in_handler;
-use crate::endpoint::{Endpoint, Message, ReplyTo};
+use crate::endpoint::Endpoint;
 use crate::error::CallError;
 use crate::ids::{Address, Lane};
+use crate::message::{Message, ReplyTo};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::marker::PhantomData;

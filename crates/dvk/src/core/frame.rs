@@ -89,6 +89,8 @@ pub enum Status {
     Dropped = 4,
     /// The answer was longer than a message may be.
     TooLarge = 5,
+    /// The sender has no right to call the endpoint.
+    Denied = 6,
 }
 
 impl Status {
@@ -101,6 +103,7 @@ impl Status {
             2 => Status::NoDc,
             3 => Status::Busy,
             5 => Status::TooLarge,
+            6 => Status::Denied,
             _ => Status::Dropped,
         }
     }

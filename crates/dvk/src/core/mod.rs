@@ -11,6 +11,7 @@ pub mod link;
 mod link_tests;
 pub mod mux;
 pub mod registry;
+pub mod rights;
 
 /// A map whose order of iteration is the same in every run (simulations are replayed by seed).
 pub(crate) type Map<K, V> = std::collections::HashMap<

@@ -6,7 +6,7 @@
 use crate::error::{CallError, NameError};
 use crate::ids::{Address, NodeId};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 /// Most bytes of a name.
 pub const MAX_NAME: usize = 255;
@@ -14,6 +14,20 @@ pub const MAX_NAME: usize = 255;
 pub const MAX_NAMES: usize = 64 << 10;
 /// Most requests that wait for a name to be bound.
 pub const MAX_WAITING: usize = 4096;
+
+/// Most endpoints that stand by for one name.
+pub const MAX_STANDBY: usize = 64;
+
+/// As what an endpoint is bound to a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Role {
+    /// Has the name; there is one.
+    Primary,
+    /// Stands by: has the name when all before it are gone. Nobody finds it until then.
+    Backup,
+    /// Like a backup, but those on its own node find it by the name at once: all replicas can serve.
+    Replica,
+}
 
 /// What a node asks the registry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +38,8 @@ pub enum RegistryRequest {
         name: String,
         /// The endpoint.
         address: Address,
+        /// As what.
+        role: Role,
     },
     /// Take it away.
     Unbind {
@@ -44,6 +60,43 @@ pub enum RegistryRequest {
 /// What the registry answers.
 pub type RegistryReply = Result<Option<Address>, NameError>;
 
+/// The endpoints of one name.
+#[derive(Debug)]
+struct Holders {
+    primary: Address,
+    /// In the order of their coming.
+    standby: VecDeque<(Address, Role)>,
+}
+
+impl Holders {
+    fn standby(&self, address: &Address) -> bool {
+        self.standby.iter().any(|(other, _)| other == address)
+    }
+
+    /// Whom those on a node find.
+    fn seen_from(&self, node: NodeId) -> Address {
+        let replica = self
+            .standby
+            .iter()
+            .find(|(address, role)| *role == Role::Replica && address.node == node);
+        match replica {
+            Some((address, _)) if self.primary.node != node => *address,
+            _ => self.primary,
+        }
+    }
+
+    /// Takes endpoints out. `None`: nobody is left. Otherwise who has the name now, if that changed.
+    fn remove(&mut self, goes: impl Fn(&Address) -> bool) -> Option<Option<Address>> {
+        self.standby.retain(|(address, _)| !goes(address));
+        if !goes(&self.primary) {
+            return Some(None);
+        }
+        let (next, _) = self.standby.pop_front()?;
+        self.primary = next;
+        Some(Some(next))
+    }
+}
+
 #[derive(Debug)]
 struct Wait<W> {
     waiter: W,
@@ -53,7 +106,9 @@ struct Wait<W> {
 /// The authority for the names of one container. `W` answers whoever waits.
 #[derive(Debug)]
 pub struct Authority<W> {
-    names: BTreeMap<String, Address>,
+    names: BTreeMap<String, Holders>,
+    /// Endpoints that got a name because another one is gone, and were not told yet.
+    promoted: Vec<Address>,
     waiting: BTreeMap<String, Vec<Wait<W>>>,
     waiters: usize,
     closed: bool,
@@ -61,7 +116,13 @@ pub struct Authority<W> {
 
 impl<W> Default for Authority<W> {
     fn default() -> Self {
-        Authority { names: BTreeMap::new(), waiting: BTreeMap::new(), waiters: 0, closed: false }
+        Authority {
+            names: BTreeMap::new(),
+            promoted: Vec::new(),
+            waiting: BTreeMap::new(),
+            waiters: 0,
+            closed: false,
+        }
     }
 }
 
@@ -95,8 +156,8 @@ impl<W> Authority<W> {
             {
                 answers.push((waiter, Err(NameError::NotYours)));
             }
-            RegistryRequest::Bind { name, address } => {
-                let answer = self.bind(name.clone(), address);
+            RegistryRequest::Bind { name, address, role } => {
+                let answer = self.bind(name.clone(), address, role);
                 let bound = answer.is_ok();
                 answers.push((waiter, answer));
                 for wait in bound.then(|| self.waiting.remove(&name)).flatten().unwrap_or_default()
@@ -106,13 +167,11 @@ impl<W> Authority<W> {
                 }
             }
             RegistryRequest::Unbind { name, address } => {
-                if self.names.get(&name) == Some(&address) {
-                    self.names.remove(&name);
-                }
+                self.remove(|other| *other == address, Some(&name));
                 answers.push((waiter, Ok(None)));
             }
             RegistryRequest::Resolve { name, wait } => match self.names.get(&name) {
-                Some(address) => answers.push((waiter, Ok(Some(*address)))),
+                Some(holders) => answers.push((waiter, Ok(Some(holders.seen_from(node))))),
                 None if wait == 0 => answers.push((waiter, Err(NameError::NotBound { name }))),
                 None if self.waiters >= MAX_WAITING => answers.push((waiter, Err(NameError::Full))),
                 None => {
@@ -124,22 +183,61 @@ impl<W> Authority<W> {
         }
     }
 
-    fn bind(&mut self, name: String, address: Address) -> RegistryReply {
-        match self.names.get(&name) {
+    /// The answer says who has the name.
+    fn bind(&mut self, name: String, address: Address, role: Role) -> RegistryReply {
+        let full = self.names.len() >= MAX_NAMES;
+        match self.names.get_mut(&name) {
             // The same again: the first answer was lost.
-            Some(holder) if *holder == address => Ok(Some(address)),
-            Some(holder) => Err(NameError::Taken { name, holder: *holder }),
-            None if self.names.len() >= MAX_NAMES => Err(NameError::Full),
+            Some(holders) if holders.primary == address || holders.standby(&address) => {
+                Ok(Some(holders.primary))
+            }
+            Some(holders) if role == Role::Primary => {
+                Err(NameError::Taken { name, holder: holders.primary })
+            }
+            Some(holders) if holders.standby.len() >= MAX_STANDBY => Err(NameError::Full),
+            Some(holders) => {
+                holders.standby.push_back((address, role));
+                Ok(Some(holders.primary))
+            }
+            None if full => Err(NameError::Full),
             None => {
-                self.names.insert(name, address);
+                let standby = VecDeque::new();
+                self.names.insert(name, Holders { primary: address, standby });
                 Ok(Some(address))
             }
         }
     }
 
+    fn remove(&mut self, goes: impl Fn(&Address) -> bool, name: Option<&str>) {
+        let mut promoted = Vec::new();
+        let mut keep = |holders: &mut Holders| match holders.remove(&goes) {
+            None => false,
+            Some(next) => {
+                promoted.extend(next);
+                true
+            }
+        };
+        match name {
+            Some(name) => {
+                if let Some(holders) = self.names.get_mut(name)
+                    && !keep(holders)
+                {
+                    self.names.remove(name);
+                }
+            }
+            None => self.names.retain(|_, holders| keep(holders)),
+        }
+        self.promoted.extend(promoted);
+    }
+
+    /// Endpoints that have a name since the one before them is gone. They are to be told.
+    pub fn take_promoted(&mut self) -> Vec<Address> {
+        std::mem::take(&mut self.promoted)
+    }
+
     /// The life of a node is over, and with it the names of its endpoints.
     pub fn node_gone(&mut self, node: NodeId, incarnation: u64) {
-        self.names.retain(|_, address| address.node != node || address.incarnation > incarnation);
+        self.remove(|address| address.node == node && address.incarnation <= incarnation, None);
     }
 
     /// Time goes on: waiting requests past their deadline are answered.
@@ -164,7 +262,7 @@ impl<W> Authority<W> {
 
     /// The names and who has them.
     pub fn names(&self) -> impl Iterator<Item = (&str, &Address)> {
-        self.names.iter().map(|(name, address)| (name.as_str(), address))
+        self.names.iter().map(|(name, holders)| (name.as_str(), &holders.primary))
     }
 
     /// Gives all waiters back, when the container is closed; nobody waits from now on.
@@ -227,7 +325,11 @@ mod tests {
     }
 
     fn bind(name: &str, node: u16) -> RegistryRequest {
-        RegistryRequest::Bind { name: name.into(), address: address(node, 5) }
+        bind_as(name, node, Role::Primary)
+    }
+
+    fn bind_as(name: &str, node: u16, role: Role) -> RegistryRequest {
+        RegistryRequest::Bind { name: name.into(), address: address(node, 5), role }
     }
 
     fn resolve(name: &str, wait: u64) -> RegistryRequest {
@@ -278,6 +380,53 @@ mod tests {
         cache.stale(&address(2, 5));
         cache.node_gone(NodeId(1), 1);
         assert_eq!((cache.get("fs"), cache.get("pm")), (None, None));
+    }
+
+    #[test]
+    fn who_stands_by_follows_in_order_and_replicas_serve_their_own_node() {
+        let mut authority = Authority::default();
+        ask(&mut authority, 1, bind("fs", 1), 1);
+        for (node, role) in [(2, Role::Backup), (3, Role::Replica), (4, Role::Backup)] {
+            let answers = ask(&mut authority, node, bind_as("fs", node, role), 2);
+            assert_eq!(answers, [(2, Ok(Some(address(1, 5))))], "the primary is told");
+        }
+        let seen =
+            |authority: &mut Authority<u32>, node| match &ask(authority, node, resolve("fs", 0), 3)
+                [..]
+            {
+                [(3, Ok(Some(address)))] => address.node.0,
+                other => panic!("{other:?}"),
+            };
+        assert_eq!([1, 2, 3, 4].map(|node| seen(&mut authority, node)), [1, 1, 3, 1]);
+        authority.node_gone(NodeId(4), 1);
+        assert!(authority.take_promoted().is_empty());
+        authority.node_gone(NodeId(1), 1);
+        assert_eq!(authority.take_promoted(), [address(2, 5)]);
+        assert_eq!([1, 2, 3].map(|node| seen(&mut authority, node)), [2, 2, 3]);
+        let unbind = RegistryRequest::Unbind { name: "fs".into(), address: address(2, 5) };
+        ask(&mut authority, 2, unbind, 4);
+        assert_eq!(authority.take_promoted(), [address(3, 5)]);
+        assert_eq!(seen(&mut authority, 1), 3);
+        authority.node_gone(NodeId(3), 1);
+        assert!(matches!(
+            ask(&mut authority, 1, resolve("fs", 0), 5)[..],
+            [(5, Err(NameError::NotBound { .. }))]
+        ));
+        // A name that nobody has goes to the first that asks, whatever it wants to be.
+        let answers = ask(&mut authority, 2, bind_as("fs", 2, Role::Backup), 6);
+        assert_eq!(answers, [(6, Ok(Some(address(2, 5))))]);
+    }
+
+    #[test]
+    fn those_who_stand_by_are_bounded() {
+        let mut authority = Authority::default();
+        ask(&mut authority, 1, bind("fs", 1), 1);
+        for number in 0..=MAX_STANDBY as u64 {
+            let address = Address { number: 10 + number, ..address(2, 0) };
+            let request = RegistryRequest::Bind { name: "fs".into(), address, role: Role::Backup };
+            let answers = ask(&mut authority, 2, request, 2);
+            assert_eq!(answers[0].1.is_ok(), number < MAX_STANDBY as u64);
+        }
     }
 
     #[test]

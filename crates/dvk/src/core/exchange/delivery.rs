@@ -107,6 +107,7 @@ impl<W> Exchange<W> {
             Status::NoEndpoint => Err(CallError::NoEndpoint { address }),
             Status::NoDc => Err(CallError::NoDc { dc: address.dc, node: address.node }),
             Status::Busy => Err(CallError::Busy { address }),
+            Status::Denied => Err(CallError::Denied { address }),
             Status::Dropped => Err(CallError::Dropped { address }),
             Status::TooLarge => Err(CallError::TooLarge { size: MAX_MESSAGE + 1 }),
         });
@@ -140,6 +141,20 @@ impl<W> Exchange<W> {
             }
         }
         out.push(Command::Finish { waiter: call.waiter, result: result(call.to) });
+    }
+
+    /// An endpoint ended: those who wait for its messages alone wait in vain.
+    pub(super) fn source_gone(&mut self, source: Address, out: &mut Vec<Command<W>>) {
+        let mut waiting: Vec<u64> = self
+            .receivers
+            .iter()
+            .filter(|(_, receiver)| receiver.from == From::One(source))
+            .map(|(id, _)| *id)
+            .collect();
+        waiting.sort_unstable();
+        for id in waiting {
+            self.end_receive(id, ReceiveError::Gone { address: source }, out);
+        }
     }
 
     pub(super) fn end_receive(

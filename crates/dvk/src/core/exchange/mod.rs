@@ -9,14 +9,16 @@
 //! receiver delays nobody but those who send to it.
 
 mod delivery;
+mod manage;
 mod remote;
 #[cfg(test)]
 mod tests;
 mod types;
 
+pub use manage::Manage;
 pub use types::{
-    Command, EndpointStatistics, ExchangeStatistics, Key, MAX_ENDPOINTS, REGISTRY, Rejected,
-    Submission,
+    Command, EndpointStatistics, ExchangeStatistics, Key, MAX_ENDPOINTS, MAX_GONE, REGISTRY,
+    Rejected, SERVICE, Submission,
 };
 
 use super::Map;
@@ -25,9 +27,10 @@ use super::inbox::{
     From, Inbox, MAX_RECEIVERS, MessageKind, ReplyToken, Taken, WINDOW_BYTES, WINDOW_MESSAGES,
     Waiting,
 };
+use super::rights::{Permissions, Rights};
 use crate::error::{CallError, ReceiveError};
 use crate::ids::{Address, DcId, Lane, NodeId};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 #[derive(Debug)]
 struct Dc {
@@ -40,6 +43,7 @@ struct Endpoint {
     handler: bool,
     draining: bool,
     statistics: EndpointStatistics,
+    permissions: Permissions,
 }
 
 #[derive(Debug)]
@@ -77,6 +81,8 @@ pub struct Exchange<W> {
     deadlines: BTreeSet<(u64, u64)>,
     windows: Map<Address, Window>,
     peers: BTreeMap<NodeId, u64>,
+    /// Endpoints of peers that are known to be gone, in the order of their going.
+    gone: VecDeque<Address>,
     next_number: u64,
     next_request: u64,
     statistics: ExchangeStatistics,
@@ -96,6 +102,7 @@ impl<W> Exchange<W> {
             deadlines: BTreeSet::new(),
             windows: Map::default(),
             peers: BTreeMap::new(),
+            gone: VecDeque::new(),
             next_number: 1,
             next_request: 1,
             statistics: ExchangeStatistics::default(),
@@ -125,6 +132,17 @@ impl<W> Exchange<W> {
         let mut keys: Vec<Key> =
             self.endpoints.keys().filter(|key| key.dc == dc).copied().collect();
         keys.sort_unstable();
+        // First of all: their own end counts more than that of whom they wait for.
+        let mut receives: Vec<u64> = self
+            .receivers
+            .iter()
+            .filter(|(_, receiver)| receiver.key.dc == dc)
+            .map(|(id, _)| *id)
+            .collect();
+        receives.sort_unstable();
+        for id in receives {
+            self.end_receive(id, ReceiveError::Closed, out);
+        }
         for key in keys {
             self.unbind(key, out);
         }
@@ -142,6 +160,11 @@ impl<W> Exchange<W> {
     /// Makes the endpoint of a container's registry.
     pub fn bind_registry(&mut self, dc: DcId) -> Option<Key> {
         self.bind_number(dc, REGISTRY)
+    }
+
+    /// Makes the DVK's own endpoint of a container.
+    pub fn bind_service(&mut self, dc: DcId) -> Option<Key> {
+        self.bind_number(dc, SERVICE)
     }
 
     fn bind_number(&mut self, dc: DcId, number: u64) -> Option<Key> {
@@ -175,6 +198,7 @@ impl<W> Exchange<W> {
         for id in own {
             self.end_call(id, true, out, |_| Err(CallError::Closed));
         }
+        self.source_gone(address, out);
         let waiting: Vec<Waiting> = endpoint.inbox.drain().collect();
         for message in waiting {
             self.refuse(&message, address, Status::NoEndpoint, out);
@@ -283,12 +307,11 @@ impl<W> Exchange<W> {
             return Err(CallError::Closed);
         }
         if to.node == self.node {
-            let exists = self.endpoints.contains_key(&Key { dc: to.dc, number: to.number });
-            return if exists && to.incarnation == self.incarnation {
-                Ok(())
-            } else {
-                Err(CallError::NoEndpoint { address: *to })
-            };
+            if to.incarnation != self.incarnation {
+                return Err(CallError::NoEndpoint { address: *to });
+            }
+            let key = Key { dc: to.dc, number: to.number };
+            return self.allows(&self.address(source), key, Rights::CALL);
         }
         match self.peers.get(&to.node) {
             Some(incarnation) if *incarnation == to.incarnation => Ok(()),
@@ -348,10 +371,8 @@ impl<W> Exchange<W> {
             return None;
         }
         if let From::One(address) = from
-            && address.node != self.node
-            && self.peers.get(&address.node) != Some(&address.incarnation)
+            && let Some(error) = self.cannot_send(&address)
         {
-            let error = ReceiveError::NodeGone { node: address.node };
             out.push(Command::Received { waiter, result: Err(error) });
             return None;
         }
@@ -365,13 +386,37 @@ impl<W> Exchange<W> {
         Some(id)
     }
 
+    /// Why nothing can come from an endpoint, if nothing can.
+    fn cannot_send(&self, source: &Address) -> Option<ReceiveError> {
+        if source.node != self.node {
+            if self.peers.get(&source.node) != Some(&source.incarnation) {
+                return Some(ReceiveError::NodeGone { node: source.node });
+            }
+            let gone = self.gone.contains(source);
+            return gone.then_some(ReceiveError::Gone { address: *source });
+        }
+        let key = Key { dc: source.dc, number: source.number };
+        let exists = source.incarnation == self.incarnation && self.endpoints.contains_key(&key);
+        (!exists).then_some(ReceiveError::Gone { address: *source })
+    }
+
     /// Ends a waiting call, send or receive. False if it has ended already.
     pub fn cancel(&mut self, id: u64, out: &mut Vec<Command<W>>) -> bool {
+        self.give_up(id, ReceiveError::Cancelled, out, |address| CallError::Cancelled { address })
+    }
+
+    fn give_up(
+        &mut self,
+        id: u64,
+        receive: ReceiveError,
+        out: &mut Vec<Command<W>>,
+        call: impl FnOnce(Address) -> CallError,
+    ) -> bool {
         if self.calls.contains_key(&id) {
-            self.end_call(id, true, out, |to| Err(CallError::TimedOut { address: to }));
+            self.end_call(id, true, out, |to| Err(call(to)));
             return true;
         }
-        self.end_receive(id, ReceiveError::TimedOut, out)
+        self.end_receive(id, receive, out)
     }
 
     /// Answers a call. A caller that is gone, or waits no longer, is no error.
@@ -435,7 +480,9 @@ impl<W> Exchange<W> {
                 break;
             }
             self.deadlines.remove(&(deadline, id));
-            self.cancel(id, out);
+            self.give_up(id, ReceiveError::TimedOut, out, |address| CallError::TimedOut {
+                address,
+            });
         }
     }
 

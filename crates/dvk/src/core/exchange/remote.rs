@@ -1,8 +1,9 @@
 //! What comes from other nodes: their messages, their sessions' beginnings and ends.
 
-use super::{Command, Exchange, Key};
+use super::{Command, Exchange, Key, MAX_GONE};
 use crate::core::frame::{Frame, Kind, Status};
 use crate::core::inbox::{From, MessageKind, Waiting};
+use crate::core::rights::Rights;
 use crate::error::{CallError, ReceiveError};
 use crate::ids::{Address, DcId, Lane, NodeId};
 
@@ -33,8 +34,10 @@ impl<W> Exchange<W> {
                 return;
             }
             Kind::Notify => {
-                if self.admits(header.dc, node) {
+                if self.admits(header.dc, node) && self.allows(&source, key, Rights::CALL).is_ok() {
                     self.deliver_bits(key, source, request, out);
+                } else {
+                    self.statistics.undeliverable += 1;
                 }
                 return;
             }
@@ -50,6 +53,11 @@ impl<W> Exchange<W> {
             }
             Kind::Gone => {
                 self.windows.remove(&source);
+                self.source_gone(source, out);
+                if self.gone.len() >= MAX_GONE {
+                    self.gone.pop_front();
+                }
+                self.gone.push_back(source);
                 out.push(Command::Stale(source));
                 return;
             }
@@ -62,6 +70,10 @@ impl<W> Exchange<W> {
         let refusal = if self.admits(header.dc, node) {
             match self.endpoints.get_mut(&key) {
                 None => Some(Status::NoEndpoint),
+                Some(endpoint) if !endpoint.permissions.allow(&source, Rights::CALL) => {
+                    endpoint.statistics.refused += 1;
+                    Some(Status::Denied)
+                }
                 Some(endpoint) if !endpoint.inbox.fits(node, incarnation, 2) => {
                     endpoint.statistics.refused += 1;
                     Some(Status::Busy)
@@ -114,9 +126,11 @@ impl<W> Exchange<W> {
         for id in receives {
             self.end_receive(id, ReceiveError::NodeGone { node }, out);
         }
+        self.gone.retain(|address| !is_its(address));
         self.windows.retain(|address, _| !is_its(address));
         for endpoint in self.endpoints.values_mut() {
             endpoint.inbox.node_gone(node, incarnation);
+            endpoint.permissions.node_gone(is_its);
         }
     }
 

@@ -10,6 +10,12 @@ pub const MAX_ENDPOINTS: usize = 1 << 20;
 /// Number of the endpoint of a container's registry, on its home node.
 pub const REGISTRY: u64 = 0;
 
+/// So many endpoints of other nodes that are gone are remembered, so that nobody begins to wait for
+/// their messages. Of one that is forgotten the receiver hears by its deadline.
+pub const MAX_GONE: usize = 1024;
+/// Number of the DVK's own endpoint of a container, on every node.
+pub const SERVICE: u64 = u64::MAX;
+
 /// An endpoint of this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key {
