@@ -34,7 +34,8 @@ impl Kernel {
     ///
     /// The kernel does not have the inode while the answer that names it for the first time is on its
     /// way, and when it has just dropped it, which it will tell. In the first case the inode would be
-    /// made with what is stale; so this waits until it is there, or known to be dropped.
+    /// made with what is stale; so this waits until it is there, or known to be dropped. (Only for the
+    /// object's own id, which comes first: under the others the kernel keeps no attributes.)
     fn inode(&self, inode: InodeId, offset: i64) {
         let end = Instant::now() + INODE_WAIT;
         for id in self.ids(inode) {
@@ -42,7 +43,7 @@ impl Kernel {
                 .device
                 .invalidate_inode(id, offset, 0)
                 .is_err_and(|error| error.errno == libc::ENOENT)
-                && self.ids(inode).contains(&id)
+                && self.ids(inode).first() == Some(&id)
                 && Instant::now() < end
             {
                 std::thread::sleep(INODE_PAUSE);
