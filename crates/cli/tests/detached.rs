@@ -443,7 +443,7 @@ fn a_terminal_can_be_left_and_come_back_to() {
     let mut typing = std::fs::File::from(ours.try_clone().unwrap());
     let child = attach(&[]);
     eventually("the terminal is raw", || terminal::attributes(theirs.as_fd()).unwrap() != before);
-    typing.write_all(b"stty size; x=kept\n").unwrap();
+    typing.write_all(b"x=kept; stty size\n").unwrap();
     read_until(&mut typing, "33 99");
     // ^C is the program's own business.
     typing.write_all(b"\x03").unwrap();
