@@ -288,6 +288,13 @@ fn a_file_of_the_tree_is_itself() {
         let shown =
             b.shell(&format!("exec 9> {}; stat -L -c '%i %a' /proc/self/fd/9", token.name()));
         assert_eq!(shown, format!("{number} 600"));
+        // A thread that serves the mount and closes the file, which is on it, must not do so while
+        // this process ends: nobody would answer it.
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while Arc::strong_count(&home) > 1 {
+            assert!(std::time::Instant::now() < end, "what was attached is not closed");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
     });
 }
 
