@@ -304,14 +304,20 @@ pub fn fresh_number(salt: u64) -> u64 {
 /// # Errors
 /// When it is a link, somebody else's, open to others or cannot be made.
 pub fn private_folder(path: &Path) -> Result<(), Failure> {
-    match DirBuilder::new().recursive(true).mode(0o700).create(path) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(failure("make the folder", path, &error)),
+    for _ in 0..MAX_TRIES {
+        match DirBuilder::new().recursive(true).mode(0o700).create(path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(failure("make the folder", path, &error)),
+        }
+        match std::fs::symlink_metadata(path) {
+            Ok(metadata) => return check_private(path, &metadata, own_uid()),
+            // The last member of a session has removed it since it was found: make it anew.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failure("look at the folder", path, &error)),
+        }
     }
-    let metadata = std::fs::symlink_metadata(path)
-        .map_err(|error| failure("look at the folder", path, &error))?;
-    check_private(path, &metadata, own_uid())
+    Err(Failure::new(format!("{} is removed again and again; what else uses it?", path.display())))
 }
 
 fn check_private(path: &Path, metadata: &Metadata, uid: u32) -> Result<(), Failure> {
