@@ -82,7 +82,7 @@ fn an_unfinished_layout_begins_anew_and_another_configuration_is_refused() {
     assert!(error.to_string().contains("another version"), "{error}");
     // As after a crash in the middle of the layout.
     std::fs::remove_file(folder.at("upper/ready")).expect("removed");
-    folder.file("upper/work/copy-7/below", "left");
+    folder.file(&["upper", "work", "copy-7", "below"].join("/"), "left");
     folder.file("upper/root/half", "made");
     assert!(HostTree::check(&config).is_err(), "nothing there to look at");
     let tree = HostTree::open(&config).expect("a new tree");
