@@ -119,7 +119,7 @@ fn converse(
                         log::debug!("a notice was not delivered: {error}");
                     }
                 });
-                let started = host.run(*options, *program, descriptors, notify);
+                let started = host.run(*options, *program, descriptors, notify, false);
                 *running = follow(answers, started)?;
             }
             Request::Exec(container, program) => {

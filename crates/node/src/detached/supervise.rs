@@ -211,7 +211,7 @@ impl Entry {
                 log::warn!("container {}: {text}", entry.name());
             }
         });
-        let mut started = host.run_kept(options, program, descriptors, notify)?;
+        let mut started = host.run(options, program, descriptors, notify, true)?;
         if let Some(master) = started.terminal.take() {
             input = Some(master.try_clone().map_err(io)?);
             sources.push((1, master));

@@ -1,10 +1,13 @@
 //! What a daemon has: its identity, its links to other daemons, the containers that have a part on it.
+//! `asking` and `answering` are its talk with other daemons.
+
+mod answering;
+mod asking;
 
 use crate::control::Started;
 use crate::daemon::DaemonConfig;
 use crate::dc::home::{Home, Notify, Plan};
-use crate::dc::member;
-use crate::dc::messages::{Answer, Call, Description, decode, encode};
+use crate::dc::messages::{Answer, Call};
 use crate::dc::part::{self, Part};
 use crate::folders::{OwnedFolder, fresh_number, link_socket};
 use crate::hosts;
@@ -15,17 +18,17 @@ use crate::names;
 use crate::protocol::{
     ContainerInfo, ContainerOptions, Ended, Failure, NodeInfo, Peer, ProcessInfo, ProgramOptions,
 };
-use crate::uplink::{self, Streams};
+use crate::uplink::Streams;
 use crate::warm::Warm;
-use dvs_dvk::{Address, Dc, DcId, Endpoint, Lane, Message, Node, NodeConfig, NodeEvent, NodeId};
+use answering::PartSlot;
+use dvs_dvk::{DcId, Endpoint, Node, NodeConfig, NodeEvent, NodeId};
 use dvs_sys::clock;
 use dvs_sys::poll::EventFd;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long connecting to another daemon may take.
 const LINK_PATIENCE: Duration = Duration::from_secs(10);
@@ -35,9 +38,6 @@ const HEARTBEAT: Duration = Duration::from_secs(4);
 const SILENCE: Duration = Duration::from_secs(15);
 /// How long an ending daemon waits for containers that are being made. Building takes no longer.
 const END_PATIENCE: Duration = Duration::from_secs(25);
-/// How long a linked daemon may take to make its endpoint known; then it is looked whether it is
-/// still linked.
-const RESOLVE_STEP: Duration = Duration::from_millis(100);
 /// Most containers with their home on one node.
 pub(crate) const MAX_CONTAINERS: usize = 1000;
 /// Name of a daemon's endpoint.
@@ -63,16 +63,6 @@ enum Slot {
     Reserved(u64),
     /// Running.
     Running(Arc<Home>),
-}
-
-/// A part of a container whose home is elsewhere.
-enum PartSlot {
-    /// Being built.
-    Building,
-    /// To be ended as soon as it is built.
-    Cancelled,
-    /// There.
-    Ready(Arc<Part>),
 }
 
 /// See the module.
@@ -377,39 +367,17 @@ impl Host {
         Ok(())
     }
 
-    /// Makes a container and runs its first program.
+    /// Makes a container and runs its first program. `kept`: for a detached container, whose name is its
+    /// own already.
     pub(crate) fn run(
         self: &Arc<Self>,
         options: ContainerOptions,
         program: ProgramOptions,
         descriptors: Vec<OwnedFd>,
         notify: Notify,
+        kept: bool,
     ) -> Result<Started, Failure> {
-        let reserved = self.reserve(options.name.as_deref(), false);
-        self.run_reserved(reserved, options, program, descriptors, notify)
-    }
-
-    /// The same for a detached container, whose name is its own already.
-    pub(crate) fn run_kept(
-        self: &Arc<Self>,
-        options: ContainerOptions,
-        program: ProgramOptions,
-        descriptors: Vec<OwnedFd>,
-        notify: Notify,
-    ) -> Result<Started, Failure> {
-        let reserved = self.reserve(options.name.as_deref(), true);
-        self.run_reserved(reserved, options, program, descriptors, notify)
-    }
-
-    fn run_reserved(
-        self: &Arc<Self>,
-        reserved: Result<(String, u64), Failure>,
-        options: ContainerOptions,
-        program: ProgramOptions,
-        descriptors: Vec<OwnedFd>,
-        notify: Notify,
-    ) -> Result<Started, Failure> {
-        let (name, id) = reserved?;
+        let (name, id) = self.reserve(options.name.as_deref(), kept)?;
         let members = self.members(options.nodes).inspect_err(|_| self.forget(&name))?;
         let made = self.make_home(options, &program, members, &name, id, notify);
         let home = match made {
@@ -673,251 +641,8 @@ impl Host {
         change();
         Ok(())
     }
-
-    /// A sentence for an answer that was not the wanted one.
-    pub(crate) fn failure(&self, node: u16, answer: &Result<Answer, String>) -> Failure {
-        let name = lock(&self.names).get(&node).cloned().unwrap_or_else(|| format!("n{node}"));
-        match answer {
-            Ok(Answer::Failed(sentence)) => Failure::new(sentence.clone()),
-            Ok(_) => Failure::new(format!(
-                "node {name} gave an answer that does not fit; run the same version of dvs on all nodes"
-            )),
-            Err(error) => Failure::new(format!("node {name}: {error}")),
-        }
-    }
-
-    /// Address of a daemon's endpoint. One that is not linked (any more) is not waited for: it will
-    /// not come back in this life.
-    fn resolve_daemon(&self, dc: &Dc, node: u16, patience: Duration) -> Result<Address, String> {
-        let until = Instant::now() + patience;
-        loop {
-            if !self.dvk.peers().iter().any(|(peer, _)| peer.0 == node) {
-                return Err("it is gone".into());
-            }
-            match dc.resolve(ENDPOINT, RESOLVE_STEP.min(patience)) {
-                Ok(address) => return Ok(address),
-                Err(error) if Instant::now() >= until => return Err(error.to_string()),
-                Err(error) => log::debug!("node {node} is asked again: {error}"),
-            }
-        }
-    }
-
-    /// Asks daemons of other nodes, all at once.
-    pub(crate) fn ask_all(
-        &self,
-        nodes: &[u16],
-        patience: Duration,
-        call: impl Fn() -> Call,
-    ) -> Asked {
-        let (sender, answers) = channel();
-        for node in nodes.iter().copied() {
-            // The address of the well-known endpoint: names of a node's own container are kept by it.
-            let dc = self.dvk.dc(DcId(u64::from(node)), NodeId(node));
-            let sender = sender.clone();
-            match self.resolve_daemon(&dc, node, patience) {
-                Ok(address) => {
-                    let endpoint = dc.endpoint();
-                    let Ok(endpoint) = endpoint else {
-                        let _ = sender.send((node, Err("its endpoints are closed".to_owned())));
-                        continue;
-                    };
-                    let keep = endpoint.clone();
-                    endpoint.call_with(
-                        Lane::Small,
-                        &address,
-                        encode(&call()),
-                        patience,
-                        move |answer| {
-                            let answer = answer
-                                .map_err(|error| error.to_string())
-                                .and_then(|bytes| decode::<Answer>(&bytes));
-                            // Nobody waits any more where the asking one has given up.
-                            let _ = sender.send((node, answer));
-                            drop(keep);
-                        },
-                    );
-                }
-                Err(error) => {
-                    let _ = sender.send((node, Err(error)));
-                }
-            }
-        }
-        Asked { answers, count: nodes.len() }
-    }
-
-    /// Another daemon asks. Runs on the link's thread, so everything that waits gets its own.
-    fn asked(self: &Arc<Self>, mut message: Message) {
-        let from = message.source.node.0;
-        let Some(reply) = message.take_reply() else { return };
-        let call = match decode::<Call>(&message.body) {
-            Ok(call) => call,
-            Err(sentence) => {
-                reply.reply(encode(&Answer::Failed(sentence)));
-                return;
-            }
-        };
-        log::debug!("node {from} asks: {call:?}");
-        let host = Arc::clone(self);
-        let spawned = std::thread::Builder::new().name("asked".into()).spawn(move || {
-            reply.reply(encode(&host.answer(from, call)));
-        });
-        if let Err(error) = spawned {
-            log::error!("no thread to answer node {from}: {error}");
-        }
-    }
-
-    fn answer(self: &Arc<Self>, from: u16, call: Call) -> Answer {
-        match call {
-            Call::Hello { name, address } => {
-                self.name_node(from, name);
-                if let Some(membership) = &self.membership {
-                    membership.heard(from, address);
-                }
-                Answer::Done
-            }
-            Call::Join(description) if description.home == from => self.join(*description),
-            Call::Begin { dc, parts } => match self.part_of(dc, from) {
-                Some(part) => {
-                    part.begin(&parts);
-                    Answer::Done
-                }
-                None => unknown(dc),
-            },
-            Call::Leave { dc } => self.leave(dc, from),
-            Call::Processes { dc } => {
-                self.part_of(dc, from).map_or_else(|| unknown(dc), |part| member::processes(&part))
-            }
-            Call::Roster(_) | Call::Renew { .. } | Call::Renewed | Call::Info => {
-                hosts::answer(self, from, call)
-            }
-            Call::Meet { node, name } if self.streams.is_uplink(from) => {
-                match uplink::connect(self, node, &name) {
-                    Ok(()) => Answer::Done,
-                    Err(failure) => Answer::Failed(failure.message),
-                }
-            }
-            Call::Meet { .. } => {
-                Answer::Failed("only a command's own node brings others together".into())
-            }
-            Call::Freeze { dc, frozen } => self.part_of(dc, from).map_or_else(
-                || unknown(dc),
-                |part| match part.freeze(frozen) {
-                    Ok(()) => Answer::Done,
-                    Err(failure) => Answer::Failed(failure.message),
-                },
-            ),
-            Call::Usage { dc } => self
-                .part_of(dc, from)
-                .map_or_else(|| unknown(dc), |part| Answer::Usage(Box::new(part.usage()))),
-            Call::Limit { dc, limits } => self
-                .part_of(dc, from)
-                .map_or_else(|| unknown(dc), |part| Answer::Limited(part.limit(&limits))),
-            Call::Join(_) => Answer::Failed("only a container's home may ask to join it".into()),
-        }
-    }
-
-    fn part_of(&self, dc: u64, home: u16) -> Option<Arc<Part>> {
-        match lock(&self.parts).get(&dc) {
-            Some(PartSlot::Ready(part)) if part.description.home == home => Some(Arc::clone(part)),
-            _ => None,
-        }
-    }
-
-    fn join(&self, description: Description) -> Answer {
-        let id = description.id;
-        if lock(&self.parts).insert(id, PartSlot::Building).is_some() {
-            return Answer::Failed(format!("container {id:x} has a part here already"));
-        }
-        let built = member::join(self, description);
-        let mut parts = lock(&self.parts);
-        let cancelled = matches!(parts.get(&id), Some(PartSlot::Cancelled) | None);
-        match built {
-            Ok(part) if !cancelled => {
-                self.fill_warm();
-                let part = Arc::new(part);
-                parts.insert(id, PartSlot::Ready(Arc::clone(&part)));
-                Answer::Joined { addresses: part.addresses, warnings: part.warnings.clone() }
-            }
-            Ok(part) => {
-                parts.remove(&id);
-                drop(parts);
-                part.end();
-                Answer::Failed(format!("container {id:x} was ended while its part was built"))
-            }
-            Err(failure) => {
-                parts.remove(&id);
-                Answer::Failed(failure.message)
-            }
-        }
-    }
-
-    fn leave(&self, dc: u64, home: u16) -> Answer {
-        let part = {
-            let mut parts = lock(&self.parts);
-            match parts.get(&dc) {
-                Some(PartSlot::Ready(part)) if part.description.home == home => Arc::clone(part),
-                Some(PartSlot::Building) => {
-                    parts.insert(dc, PartSlot::Cancelled);
-                    return unknown(dc);
-                }
-                _ => return unknown(dc),
-            }
-        };
-        let statistics = part.end();
-        lock(&self.parts).remove(&dc);
-        Answer::Left(statistics)
-    }
-
-    /// A node is gone: containers at home here go on without it, parts of its containers end.
-    fn node_lost(self: &Arc<Self>, node: u16) {
-        log::warn!("node {node} is gone");
-        if self.config.session.is_some() && self.streams.is_uplink(node) {
-            self.stop();
-        }
-        for home in self.running() {
-            home.node_lost(node);
-        }
-        let ending: Vec<(u64, Arc<Part>)> = lock(&self.parts)
-            .iter()
-            .filter_map(|(id, slot)| match slot {
-                PartSlot::Ready(part) if part.description.home == node => {
-                    Some((*id, Arc::clone(part)))
-                }
-                _ => None,
-            })
-            .collect();
-        for (id, part) in ending {
-            let host = Arc::clone(self);
-            let spawned = std::thread::Builder::new().name("ending".into()).spawn(move || {
-                part.end();
-                lock(&host.parts).remove(&id);
-            });
-            if let Err(error) = spawned {
-                log::error!("no thread to end a part: {error}");
-            }
-        }
-    }
-}
-
-fn unknown(dc: u64) -> Answer {
-    Answer::Failed(format!("container {dc:x} has no part here"))
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Questions under way.
-pub(crate) struct Asked {
-    answers: Receiver<(u16, Result<Answer, String>)>,
-    count: usize,
-}
-
-impl Asked {
-    /// Waits for all answers; every question has a deadline of its own.
-    pub(crate) fn wait(self) -> Vec<(u16, Result<Answer, String>)> {
-        let mut all: Vec<_> = self.answers.iter().take(self.count).collect();
-        all.sort_by_key(|(node, _)| *node);
-        all
-    }
 }
