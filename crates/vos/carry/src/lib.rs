@@ -37,6 +37,8 @@ mod identity;
 mod importer;
 pub mod memory;
 pub mod messages;
+#[cfg(test)]
+mod test_random;
 mod transport;
 
 use std::path::PathBuf;

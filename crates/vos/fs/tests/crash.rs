@@ -27,16 +27,10 @@ const CALLER: Caller = Caller {
     now: Time { seconds: 1_000, nanoseconds: 0 },
 };
 
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 8) % limit
-    }
-}
+#[allow(dead_code, reason = "shared with the crate's own tests")]
+#[path = "../src/test_random.rs"]
+mod test_random;
+use test_random::Random;
 
 fn find(tree: &dyn Tree, path: &[String]) -> Result<InodeId, i32> {
     let mut inode = ROOT;
@@ -206,7 +200,7 @@ fn config(folder: &Path) -> TreeConfig {
 /// The child: works until it is killed.
 fn work(folder: &Path, seed: u64, begin: u64) {
     let tree = HostTree::open(&config(folder)).expect("a tree");
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     // What was done in earlier lives only moves the random numbers on.
     let nothing = MemoryTree::new(Life::Private);
     furnish_model(&nothing);
@@ -243,14 +237,14 @@ fn a_killed_server_loses_nothing_and_does_nothing_by_halves() {
     let seed = given("DVS_SEED").unwrap_or_else(|| dvs_sys::clock::real() as u64) | 1;
     let kills = given("DVS_SEEDS").unwrap_or(KILLS);
     println!("crash: DVS_SEED={seed}");
-    let mut chance = Random(seed ^ 0x5555_5555);
+    let mut chance = Random::new(seed ^ 0x5555_5555);
     let path = std::env::temp_dir().join(format!("dvs-crash-{}", std::process::id()));
     let folder = Folder(path);
     std::fs::create_dir_all(folder.0.join("upper")).expect("made");
     furnish_image(&folder.0.join("image"));
     let model = MemoryTree::new(Life::Private);
     furnish_model(&model);
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let mut done = 0;
     let mut by_halves = 0;
     for kill in 0..kills {

@@ -5,23 +5,7 @@ use std::collections::VecDeque;
 
 use super::*;
 use crate::messages::MAX_RECORD;
-
-/// SplitMix64 (Steele, Lea, Flood 2014): small and good enough for choosing events.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound.max(1) as u64) as usize
-    }
-}
+use crate::test_random::Random;
 
 fn seeds() -> Vec<u64> {
     match std::env::var("DVS_SEED").ok().and_then(|seed| seed.parse().ok()) {

@@ -7,26 +7,10 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use super::core::{Core, World};
 use super::{FifoId, FifoMessage, FifoRefusal, Opener};
 use crate::messages::StreamId;
+use crate::test_random::Random;
 
 const NODES: u16 = 3;
 const FIFO: FifoId = FifoId { number: 7, generation: 1 };
-
-/// SplitMix64 (Steele, Lea, Flood 2014).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound.max(1) as u64) as usize
-    }
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum End {
