@@ -6,12 +6,13 @@ use crate::dc::messages::{Answer, Call, Description, decode, encode};
 use crate::dc::part::Part;
 use crate::{hosts, uplink};
 use dvs_dvk::Message;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 /// A part of a container whose home is elsewhere.
 pub(super) enum PartSlot {
-    /// Being built.
-    Building,
+    /// Being built for this home.
+    Building(u16),
     /// To be ended as soon as it is built.
     Cancelled,
     /// There.
@@ -99,9 +100,13 @@ impl Host {
 
     fn join(&self, description: Description) -> Answer {
         let id = description.id;
-        if lock(&self.parts).insert(id, PartSlot::Building).is_some() {
-            return Answer::Failed(format!("container {id:x} has a part here already"));
-        }
+        match lock(&self.parts).entry(id) {
+            // What is there stays: the one who asks may not be the one it belongs to.
+            Entry::Occupied(_) => {
+                return Answer::Failed(format!("container {id:x} has a part here already"));
+            }
+            Entry::Vacant(place) => place.insert(PartSlot::Building(description.home)),
+        };
         let built = member::join(self, description);
         let mut parts = lock(&self.parts);
         let cancelled = matches!(parts.get(&id), Some(PartSlot::Cancelled) | None);
@@ -130,7 +135,7 @@ impl Host {
             let mut parts = lock(&self.parts);
             match parts.get(&dc) {
                 Some(PartSlot::Ready(part)) if part.description.home == home => Arc::clone(part),
-                Some(PartSlot::Building) => {
+                Some(PartSlot::Building(of)) if *of == home => {
                     parts.insert(dc, PartSlot::Cancelled);
                     return unknown(dc);
                 }
